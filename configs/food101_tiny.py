@@ -1,0 +1,39 @@
+"""The report's experiment at a size that two CPU cores can train: 32x32 images, a narrow UNet, either objective.
+
+    python run_train.py --config=configs/food101_tiny.py:hybrid --config.data.source=archive \\
+        --config.data.path=food-101.tar.gz --workdir=runs/tiny_hybrid
+
+Expected result: not yet measured.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import hybrid, mse
+
+
+def get_config(objective: str = "hybrid") -> ConfigDict:
+    """Returns the config.
+
+    Args:
+        objective: "hybrid" or "mse", given after a colon: --config=configs/food101_tiny.py:mse.
+    """
+    reports = {"hybrid": hybrid, "mse": mse}
+    if objective not in reports:
+        raise ValueError(f"food101_tiny takes the objective {' or '.join(reports)}, got {objective!r}")
+    config = reports[objective].get_config()
+    config.data.image_size = 32
+    config.data.flip = True
+    config.model.model_channels = 32
+    config.model.channel_mult = (1, 2, 3)
+    config.model.num_res_blocks = 1
+    config.model.attention_resolutions = (8,)
+    config.optimizer.lr = 1e-3
+    config.optimizer.warmup_steps = 200
+    config.optimizer.clip_norm = 1.0
+    config.ema.rates = (0.999,)
+    config.train.steps = 20_000
+    config.train.batch_size = 32
+    config.train.checkpoint_every = 1000
+    config.sample.every_steps = 1000
+    config.log.every_steps = 50
+    return config

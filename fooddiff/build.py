@@ -1,0 +1,298 @@
+"""Composition root: config sections to objects. The only module that sees a ConfigDict or a string from one.
+
+A config section is the keyword arguments of one constructor, so a misspelt field is an error that lists the right ones.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fooddiff.data import sources
+from fooddiff.data.cache import Dataset, load_dataset
+from fooddiff.diffusion import losses, reverse, samplers, schedule
+from fooddiff.diffusion.process import GaussianDiffusion, make_process, x0_from_eps
+from fooddiff.model.network import Network, make_network
+from fooddiff.sample.generate import Generator, make_generator
+from fooddiff.train.objective import Objective, make_objective
+from fooddiff.train.step import StepFn, make_train_step
+
+SCHEDULES = {"linear": schedule.linear_betas, "cosine": schedule.cosine_betas}
+PREDICTIONS = {
+    "eps": (x0_from_eps, reverse.eps_target),
+    "x_0": (reverse.x0_as_predicted, reverse.x0_target),
+}
+VARIANCES = {
+    "fixed_small": reverse.fixed_small,
+    "fixed_large": reverse.fixed_large,
+    "learned_range": reverse.learned_range,
+}
+OBJECTIVES = {"mse": losses.mse_loss, "hybrid": losses.hybrid_loss, "vlb": losses.vlb_loss}
+IMPORTANCE_SAMPLING = {"uniform": False, "loss_second_moment": True}
+SAMPLERS = {"ancestral": samplers.ancestral_step, "ddim": samplers.ddim_step}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+SOURCES = {
+    "food101": sources.food101,
+    "archive": sources.archive,
+    "folder": sources.folder,
+    "digits": sources.digits,
+}
+
+IMAGE_CHANNELS = 3
+
+
+class ConfigError(ValueError):
+    """A config value that cannot be; the message names it and what is allowed."""
+
+
+class DiffusionModel(NamedTuple):
+    """A network together with what its output means."""
+
+    network: Network
+    process: GaussianDiffusion  # with all the timesteps that it is trained on
+    param: reverse.Parameterization
+    image_shape: tuple[int, int, int]
+    num_classes: int | None
+    respaced: Callable[[int | None], GaussianDiffusion]  # the process for a number of sampling steps; None means all
+
+
+def choose(section: str, value: str, table: Mapping[str, Any]) -> Any:
+    """Looks up a config string.
+
+    Raises:
+        ConfigError: the value is not in the table; lists those that are.
+    """
+    if value not in table:
+        raise ConfigError(f"config.{section} is {value!r}, expected one of {', '.join(table)}")
+    return table[value]
+
+
+def construct(function: Callable, section: str, values: Mapping[str, Any], *args: Any, **fixed: Any) -> Any:
+    """Calls a constructor with a config section as keyword arguments.
+
+    Raises:
+        ConfigError: an unknown or missing field, or a value that the constructor refuses.
+    """
+    parameters = inspect.signature(function).parameters
+    accepted = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in fixed]
+    if unknown := sorted(set(values) - set(accepted)):
+        raise ConfigError(f"config.{section} has no field {', '.join(unknown)}; its fields are {', '.join(accepted)}")
+    required = [name for name in accepted if parameters[name].default is inspect.Parameter.empty]
+    if missing := [name for name in required if name not in values]:
+        raise ConfigError(f"config.{section} lacks {', '.join(missing)}")
+    try:
+        return function(*args, **values, **fixed)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.{section}: {error}") from error
+
+
+def make_diffusion_model(config) -> DiffusionModel:
+    """Builds the process, its parameterization and the network from config.diffusion, config.model and config.data."""
+    diffusion = construct(_diffusion, "diffusion", config.diffusion)
+    betas, rescale_timesteps, param, learned = diffusion
+    size = config.data.image_size
+    network = construct(
+        _network,
+        "model",
+        config.model,
+        image_size=size,
+        out_channels=IMAGE_CHANNELS * (2 if learned else 1),
+    )
+
+    def respaced(steps: int | None) -> GaussianDiffusion:
+        keep = None if steps is None else schedule.evenly_spaced(len(betas), (steps,))
+        return make_process(betas, keep, rescale_timesteps=rescale_timesteps)
+
+    return DiffusionModel(
+        network, respaced(None), param, (size, size, IMAGE_CHANNELS), config.model.num_classes, respaced
+    )
+
+
+def _diffusion(*, schedule: str, timesteps: int, rescale_timesteps: bool, prediction: str, variance: str):
+    betas = choose("diffusion.schedule", schedule, SCHEDULES)(timesteps)
+    to_x0, target = choose("diffusion.prediction", prediction, PREDICTIONS)
+    log_var = choose("diffusion.variance", variance, VARIANCES)
+    return betas, rescale_timesteps, reverse.Parameterization(to_x0, target, log_var), variance == "learned_range"
+
+
+def _network(
+    *,
+    image_size: int,
+    out_channels: int,
+    model_channels: int,
+    channel_mult: tuple[int, ...],
+    num_res_blocks: int,
+    attention_resolutions: tuple[int, ...],
+    num_heads: int,
+    num_classes: int | None,
+    scale_shift_norm: bool,
+    dropout: float,
+    dtype: str,
+    remat: bool,
+) -> Network:
+    return make_network(
+        image_size=image_size,
+        in_channels=IMAGE_CHANNELS,
+        out_channels=out_channels,
+        model_channels=model_channels,
+        channel_mult=tuple(channel_mult),
+        num_res_blocks=num_res_blocks,
+        attention_resolutions=tuple(attention_resolutions),
+        num_heads=num_heads,
+        num_classes=num_classes,
+        scale_shift_norm=scale_shift_norm,
+        dropout=dropout,
+        dtype=choose("model.dtype", dtype, DTYPES),
+        remat=remat,
+    )
+
+
+def make_training_objective(config, model: DiffusionModel) -> Objective:
+    """Builds the loss from config.objective, which also holds the keyword arguments of the loss function."""
+    settings = dict(config.objective)
+    name, sampling = settings.pop("name"), settings.pop("timestep_sampling")
+    function = choose("objective.name", name, OBJECTIVES)
+    if name == "hybrid" and config.diffusion.variance != "learned_range":
+        raise ConfigError(
+            f"config.objective.name is 'hybrid', whose bound trains the variance, but config.diffusion.variance is "
+            f"{config.diffusion.variance!r}: expected 'learned_range'"
+        )
+    construct(_loss_settings(function), "objective", settings)
+    return make_objective(
+        model.network,
+        partial(function, model.process, model.param, **settings),
+        model.process.num_timesteps,
+        conditional=model.num_classes is not None,
+        dropout=config.model.dropout > 0,
+        importance_sampling=choose("objective.timestep_sampling", sampling, IMPORTANCE_SAMPLING),
+    )
+
+
+def _loss_settings(function: Callable) -> Callable:
+    """A stand-in with the keyword-only settings of a loss function, to check a config section against."""
+
+    def settings(**_):
+        return None
+
+    keyword_only = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    settings.__signature__ = inspect.Signature(keyword_only)
+    return settings
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+    """Builds Adam from config.optimizer."""
+    return construct(_adam, "optimizer", config.optimizer)
+
+
+def _adam(*, lr: float, b1: float, b2: float, warmup_steps: int, clip_norm: float | None):
+    if lr <= 0:
+        raise ConfigError(f"config.optimizer.lr is {lr}, expected a positive learning rate")
+    for name, beta in (("b1", b1), ("b2", b2)):
+        if not 0 <= beta < 1:
+            raise ConfigError(f"config.optimizer.{name} is {beta}, expected a number in [0, 1)")
+    if warmup_steps < 0:
+        raise ConfigError(f"config.optimizer.warmup_steps is {warmup_steps}, expected 0 or more")
+    if clip_norm is not None and clip_norm <= 0:
+        raise ConfigError(f"config.optimizer.clip_norm is {clip_norm}, expected a positive norm or None")
+
+    def learning_rate(count):
+        return lr * jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
+
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, optax.adam(learning_rate, b1=b1, b2=b2))
+
+
+def make_step(config, objective: Objective, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> StepFn:
+    """Builds the train step from config.train and config.ema."""
+    train, ema = config.train, config.ema
+    for field in ("steps", "batch_size", "accumulate", "checkpoint_every", "max_skipped"):
+        check_positive(f"train.{field}", train[field])
+    for rate in ema.rates:
+        if not 0 <= rate < 1:
+            raise ConfigError(f"config.ema.rates has {rate}, expected numbers in [0, 1)")
+    share = mesh.size * train.accumulate
+    if train.batch_size % share:
+        raise ConfigError(
+            f"config.train.batch_size {train.batch_size} cannot be divided among {mesh.size} devices times "
+            f"{train.accumulate} microbatches: expected a multiple of {share}"
+        )
+    return make_train_step(objective, optimizer, ema_warmup=ema.warmup, accumulate=train.accumulate)
+
+
+def make_data_source(config) -> sources.Source:
+    """Opens config.data.source."""
+    function = choose("data.source", config.data.source, SOURCES)
+    takes_path = "path" in inspect.signature(function).parameters
+    if takes_path:
+        return function(config.data.path)
+    if config.data.path is not None:
+        raise ConfigError(f"config.data.path is {config.data.path!r}, but the source {config.data.source!r} takes no path")
+    return function()
+
+
+def make_dataset(config, split: str) -> Dataset:
+    """Opens, and if need be builds, the cached pixels of a split ("train" or "test")."""
+    data = config.data
+    check_positive("data.image_size", data.image_size)
+    dataset = load_dataset(
+        make_data_source(config),
+        split,
+        image_size=data.image_size,
+        cache_dir=data.cache_dir,
+        max_unreadable=data.max_unreadable,
+    )
+    if config.model.num_classes not in (None, len(dataset.class_names)):
+        raise ConfigError(
+            f"config.model.num_classes is {config.model.num_classes}, but {data.source} has "
+            f"{len(dataset.class_names)} classes"
+        )
+    return dataset
+
+
+def make_sampler(
+    model: DiffusionModel, mesh: jax.sharding.Mesh, *, sampler: str, steps: int | None, eta: float
+) -> Generator:
+    """Builds the compiled generator.
+
+    Args:
+        model: the diffusion model.
+        mesh: devices.
+        sampler: "ancestral" or "ddim".
+        steps: network calls per image; None takes every timestep.
+        eta: noise of DDIM, in [0, 1]; the ancestral sampler takes none.
+    """
+    step = choose("sample.sampler", sampler, SAMPLERS)
+    if sampler == "ddim":
+        if not 0 <= eta <= 1:
+            raise ConfigError(f"eta is {eta}, expected a number in [0, 1]")
+        step = partial(step, eta=eta)
+    elif eta:
+        raise ConfigError(f"eta is {eta}, but only the sampler 'ddim' has one")
+    if steps is not None and not 2 <= steps <= model.process.num_timesteps:
+        raise ConfigError(f"cannot sample in {steps} steps: expected 2 to {model.process.num_timesteps}")
+    return make_generator(
+        model.network,
+        model.respaced(steps),
+        model.param,
+        step,
+        model.image_shape,
+        conditional=model.num_classes is not None,
+        mesh=mesh,
+    )
+
+
+def make_mesh() -> jax.sharding.Mesh:
+    """All devices in a row, with the axis "data"."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises ConfigError unless a config number is at least 1."""
+    if value < 1:
+        raise ConfigError(f"config.{name} is {value}, expected at least 1")

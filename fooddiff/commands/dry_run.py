@@ -1,0 +1,56 @@
+"""Says what a training run would cost, without touching data or allocating a model."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from fooddiff import build
+from fooddiff.arrays import Batch
+from fooddiff.model.network import abstract_params
+from fooddiff.train.checkpoint import with_sharding
+from fooddiff.train.state import init_state
+from fooddiff.xla import jit
+
+
+def run(config: ConfigDict) -> None:
+    """Prints parameters, FLOPs per step, memory per device and the data plan of a config."""
+    mesh = build.make_mesh()
+    model = build.make_diffusion_model(config)
+    objective = build.make_training_objective(config, model)
+    optimizer = build.make_optimizer(config)
+    step_fn = build.make_step(config, objective, optimizer, mesh)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    over_data = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), replicated)
+    initialise = partial(init_state, network=model.network, optimizer=optimizer, objective=objective,
+                         ema_rates=config.ema.rates)  # fmt: skip
+    state = with_sharding(jax.eval_shape(initialise, key), replicated)
+    n = config.train.batch_size
+    batch = with_sharding(
+        Batch(jax.ShapeDtypeStruct((n, *model.image_shape), jnp.uint8), jax.ShapeDtypeStruct((n,), jnp.int32)), over_data
+    )
+    parameters = sum(math.prod(leaf.shape) for leaf in abstract_params(model.network).values())
+    compiled = jit(step_fn, donate_argnums=0, out_shardings=replicated).lower(state, batch, key).compile()
+    flops = compiled.cost_analysis()["flops"] * mesh.size
+    memory = compiled.memory_analysis()
+    data, train = config.data, config.train
+
+    table = Table(title="Dry run: nothing was read, downloaded or trained", show_header=False)
+    table.add_row("parameters", f"{parameters:,}")
+    table.add_row("devices", f"{mesh.size} x {jax.devices()[0].device_kind}")
+    table.add_row("FLOPs per step", f"{flops:.3g} ({n} images; {flops * train.steps:.3g} in {train.steps:,} steps)")
+    table.add_row(
+        "memory per device",
+        f"{memory.argument_size_in_bytes / 1e9:.2f} GB state and batch + {memory.temp_size_in_bytes / 1e9:.2f} GB "
+        f"temporary, as compiled for {jax.default_backend()}",
+    )
+    table.add_row("data", f"{data.source}, split train, from {data.path or 'its default place'}")
+    table.add_row("cache", f"{data.cache_dir}, {data.image_size}x{data.image_size} pixels, 3 bytes each")
+    table.add_row("batches", f"{n} images a step, {n // mesh.size} on each device, {train.accumulate} microbatches")
+    Console().print(table)

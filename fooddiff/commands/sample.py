@@ -1,0 +1,96 @@
+"""Samples from a trained run: a labelled grid, an npz of the pixels and, on request, single PNG files."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from PIL import Image
+from tqdm import tqdm
+
+from fooddiff import build
+from fooddiff.commands import workdir as workdirs
+from fooddiff.sample.generate import generate_batches, sample_ids
+from fooddiff.sample.grid import class_grid, png_bytes
+from fooddiff.train.record import write_atomically
+
+
+def run(
+    workdir: Path,
+    *,
+    step: int | None,
+    weights: str,
+    classes: Sequence[str],
+    per_class: int,
+    sampler: str,
+    sampling_steps: int | None,
+    eta: float,
+    seed: int,
+    batch_size: int,
+    single_files: bool,
+    out: Path | None,
+) -> None:
+    """Writes `<name>.png`, `<name>.npz` and `<name>/<class>/<i>.png` into `out`.
+
+    The npz holds `arr_0`, uint8[n, h, w, 3], and `arr_1`, the class ids, class by class.
+
+    Args:
+        workdir: a run's directory.
+        step: checkpoint; None takes the newest.
+        weights: "raw", "ema" or "ema_<rate>".
+        classes: class names; empty takes all.
+        per_class: images per class.
+        sampler: "ancestral" or "ddim".
+        sampling_steps: network calls per image; None takes every timestep.
+        eta: noise of DDIM.
+        seed: image i of a class depends on (seed, class, i) only.
+        batch_size: images per call of the compiled sampler, rounded up to the number of devices.
+        single_files: also write every image as a PNG of its own.
+        out: directory for the files; None takes workdir/samples.
+
+    Raises:
+        FileNotFoundError: no such workdir or checkpoint.
+        ValueError: an unknown class, weights or sampler, or a number out of range.
+    """
+    for name, value in (("--per_class", per_class), ("--batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    mesh = build.make_mesh()
+    trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    logging.info("step %d, weights %s", trained.step, trained.weights)
+    generator = build.make_sampler(trained.model, mesh, sampler=sampler, steps=sampling_steps, eta=eta)
+    names = tuple(classes) or trained.class_names
+    class_ids = workdirs.class_ids(trained.class_names, names)
+    ids = sample_ids(class_ids, per_class)
+
+    batch_size = min(batch_size, len(ids))
+    batch_size += -batch_size % mesh.size
+    batches = []
+    with tqdm(total=len(ids), unit="image", dynamic_ncols=True) as progress:
+        for images in generate_batches(generator, trained.params, jax.random.key(seed), ids, batch_size):
+            batches.append(images)
+            progress.update(len(images))
+    images = np.concatenate(batches)
+
+    out = workdir / "samples" if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    calls = trained.model.process.num_timesteps if sampling_steps is None else sampling_steps
+    stem = f"step_{trained.step:07d}_{trained.weights}_{sampler}{calls}_seed{seed}"
+    by_class = images.reshape(len(names), per_class, *images.shape[1:])
+    write_atomically(out / f"{stem}.png", png_bytes(class_grid(by_class, names)))
+    write_atomically(out / f"{stem}.npz", _npz_bytes(images, ids[:, 0]))
+    if single_files:
+        for name, column in zip(names, by_class, strict=True):
+            directory = out / stem / name
+            directory.mkdir(parents=True, exist_ok=True)
+            for i, pixels in enumerate(column):
+                write_atomically(directory / f"{i:05d}.png", png_bytes(Image.fromarray(pixels)))
+    logging.info("wrote %s.png and .npz: %d images of %d classes", out / stem, len(images), len(names))
+
+
+def _npz_bytes(images: np.ndarray, labels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images, labels)
+    return buffer.getvalue()

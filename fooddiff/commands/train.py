@@ -1,0 +1,134 @@
+"""Trains a config in a workdir, or goes on with it."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from fooddiff import build
+from fooddiff.commands import workdir as workdirs
+from fooddiff.data.feed import device_batches
+from fooddiff.sample.generate import Generator, generate_batches, sample_ids
+from fooddiff.sample.grid import class_grid, png_bytes
+from fooddiff.train.checkpoint import Checkpoints, with_sharding
+from fooddiff.train.loop import Snapshot, train
+from fooddiff.train.record import Recorder, write_atomically
+from fooddiff.train.state import TrainState, init_state
+from fooddiff.xla import jit
+
+GRID_SEED = 0  # the grids of all runs start from the same noise, so that they can be compared
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains to config.train.steps; resumes from the newest checkpoint if the workdir has one.
+
+    Raises:
+        build.ConfigError: a config value that cannot be.
+        workdirs.WorkdirError: the workdir belongs to another config.
+    """
+    mesh = build.make_mesh()
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    over_data = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    model = build.make_diffusion_model(config)
+    objective = build.make_training_objective(config, model)
+    optimizer = build.make_optimizer(config)
+    step_fn = build.make_step(config, objective, optimizer, mesh)
+    generator = _grid_generator(config, model, mesh)
+    workdirs.claim(workdir, config)
+    logging.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
+
+    dataset = build.make_dataset(config, "train")
+    logging.info("%d training images of %d classes", len(dataset.labels), len(dataset.class_names))
+
+    key = jax.device_put(jax.random.key(config.seed), replicated)
+    initialise = partial(init_state, network=model.network, optimizer=optimizer, objective=objective,
+                         ema_rates=config.ema.rates)  # fmt: skip
+    like = with_sharding(jax.eval_shape(initialise, key), replicated)
+    meta = {
+        "config": workdirs.to_json(config),
+        "class_names": list(dataset.class_names),
+        "data_sha256": dataset.manifest["sha256"],
+        "versions": workdirs.versions(),
+    }
+
+    with Checkpoints(workdir, max_to_keep=config.train.keep_checkpoints) as checkpoints:
+        if steps := checkpoints.steps():
+            _check_data(checkpoints.meta(steps[-1]), meta, workdir)
+            state = checkpoints.restore(steps[-1], like)
+            logging.info("resumed at step %d of %d", steps[-1], config.train.steps)
+        else:
+            state = jit(initialise, out_shardings=replicated)(key)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        logging.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)
+
+        batches = device_batches(
+            dataset, seed=config.seed, batch_size=config.train.batch_size, start_step=int(state.step),
+            flip=config.data.flip, sharding=over_data,
+        )  # fmt: skip
+        with Recorder(
+            workdir, resume_step=int(state.step), wandb_project=config.log.wandb_project, config=meta["config"]
+        ) as recorder:
+            draw_grids = partial(_draw_grids, config, generator, dataset.class_names, workdir, recorder)
+            train(
+                state,
+                jit(step_fn, donate_argnums=0, out_shardings=replicated),
+                batches,
+                key,
+                steps=config.train.steps,
+                log_every=config.log.every_steps,
+                checkpoint_every=config.train.checkpoint_every,
+                max_skipped=config.train.max_skipped,
+                record=recorder.scalars,
+                snapshots=[Snapshot(config.sample.every_steps, draw_grids)],
+                save=partial(checkpoints.save, meta=meta),
+            )
+        checkpoints.wait()
+    logging.info("done. Next: python run_sample.py --workdir=%s", workdir)
+
+
+def _check_data(saved: dict, meta: dict, workdir: Path) -> None:
+    for name in ("data_sha256", "class_names"):
+        if saved[name] != meta[name]:
+            raise workdirs.WorkdirError(
+                f"{workdir} was trained on other data: {name} is {saved[name]} in its checkpoint and {meta[name]} now"
+            )
+
+
+def _grid_generator(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Generator:
+    sample = config.sample
+    for field in ("every_steps", "per_class", "batch_size"):
+        build.check_positive(f"sample.{field}", sample[field])
+    build.check_positive("log.every_steps", config.log.every_steps)
+    if sample.batch_size % mesh.size:
+        raise build.ConfigError(
+            f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices"
+        )
+    return build.make_sampler(model, mesh, sampler=sample.sampler, steps=sample.steps, eta=sample.eta)
+
+
+def _draw_grids(
+    config: ConfigDict,
+    generator: Generator,
+    class_names: tuple[str, ...],
+    workdir: Path,
+    recorder: Recorder,
+    step: int,
+    state: TrainState,
+) -> None:
+    """Writes samples/step_<step>_<weights>.png for the raw weights and the first average."""
+    import numpy as np
+
+    names = tuple(config.sample.classes) or class_names[:12]
+    ids = sample_ids(workdirs.class_ids(class_names, names), config.sample.per_class)
+    key = jax.random.key(GRID_SEED)
+    weights = {"raw": state.params} | {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
+    (workdir / "samples").mkdir(exist_ok=True)
+    for name, params in weights.items():
+        images = np.concatenate(list(generate_batches(generator, params, key, ids, config.sample.batch_size)))
+        grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
+        path = workdir / "samples" / f"step_{step:07d}_{name}.png"
+        write_atomically(path, png_bytes(grid))
+        recorder.picture(step, f"samples/{name}", path)

@@ -1,0 +1,145 @@
+"""The workdir of a run: whose config it holds, and how a later stage gets that config back."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from fooddiff.build import DiffusionModel, make_diffusion_model
+from fooddiff.model.network import abstract_params
+from fooddiff.train.checkpoint import Checkpoints, choose_step, with_sharding
+from fooddiff.train.record import write_atomically
+
+MAY_CHANGE = (
+    # what a restart may change, since it leaves every step's result as it was
+    "train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.max_skipped",
+    "data.path", "data.cache_dir", "sample", "log",
+)  # fmt: skip
+VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+
+
+class WorkdirError(ValueError):
+    """A workdir that cannot be used as asked."""
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes a directory the workdir of a config, or checks that it already is.
+
+    Raises:
+        WorkdirError: the directory holds a run with another config, or other files; shows the difference.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    ours = to_json(config)
+    if path.exists():
+        if changed := differences(json.loads(path.read_text(encoding="utf-8")), ours):
+            shown = "\n".join(f"  {name}: {old!r} in the workdir, {new!r} now" for name, (old, new) in changed.items())
+            raise WorkdirError(
+                f"{workdir} belongs to a run with another config:\n{shown}\n"
+                f"Give the same values to resume it, or another --workdir to start a new run."
+            )
+    elif any(workdir.iterdir()):
+        raise WorkdirError(f"{workdir} is not empty and holds no run: give another --workdir")
+    write_json(path, ours)
+    write_json(workdir / "versions.json", versions())
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields of two configs that differ and that a restart may not change: {dotted name: (old, new)}."""
+    old, new = _flatten(old), _flatten(new)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not any((name + ".").startswith(free + ".") for free in MAY_CHANGE)
+    }
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+class TrainedModel(NamedTuple):
+    """A checkpoint's weights with everything that is needed to use them."""
+
+    config: ConfigDict
+    model: DiffusionModel
+    class_names: tuple[str, ...]
+    params: Mapping[str, jax.Array]
+    step: int
+    weights: str  # "raw" or "ema_<rate>"
+    meta: Mapping[str, Any]
+
+
+def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
+    """Loads a model from a checkpoint; its config comes from the checkpoint, too.
+
+    Args:
+        workdir: a run's directory.
+        step: which checkpoint; None takes the newest.
+        weights: "raw", "ema" for the first rate of config.ema.rates, or "ema_<rate>".
+        mesh: devices to put the weights on, replicated.
+
+    Raises:
+        FileNotFoundError: no such workdir or checkpoint.
+        WorkdirError: no such average.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(f"no run in {workdir}: expected a directory that run_train.py has written")
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = choose_step(checkpoints, step)
+        meta = checkpoints.meta(step)
+        config = ConfigDict(meta["config"])
+        rate = _ema_rate(weights, [str(rate) for rate in config.ema.rates])
+        model = make_diffusion_model(config)
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        params = checkpoints.restore_weights(step, with_sharding(abstract_params(model.network), replicated), rate)
+    name = "raw" if rate is None else f"ema_{rate}"
+    return TrainedModel(config, model, tuple(meta["class_names"]), params, step, name, meta)
+
+
+def _ema_rate(weights: str, rates: list[str]) -> str | None:
+    if weights == "raw":
+        return None
+    if weights == "ema" and rates:
+        return rates[0]
+    if weights.removeprefix("ema_") in rates:
+        return weights.removeprefix("ema_")
+    raise WorkdirError(
+        f"no weights {weights!r} in the checkpoint: expected {', '.join(['raw', *(f'ema_{rate}' for rate in rates)])}"
+    )
+
+
+def class_ids(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
+    """Looks up class names.
+
+    Raises:
+        WorkdirError: an unknown name; lists the classes.
+    """
+    if unknown := [name for name in wanted if name not in names]:
+        raise WorkdirError(f"no class {', '.join(map(repr, unknown))}: the model knows {', '.join(names)}")
+    return [names.index(name) for name in wanted]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in VERSIONS_OF}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return packages | {"python": platform.python_version(), "devices": devices}
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON types, references resolved."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes indented JSON atomically."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,0 +1,115 @@
+"""Parameter names and layouts of OpenAI's improved-diffusion checkpoints, both ways.
+
+Knows names and axes only; reading a file is `torch_file`'s task.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from fooddiff.arrays import Params
+
+_STAGES = [
+    (r"^down\.(\d+)\.layers\.(\d+)", r"input_blocks.\1.\2"),
+    (r"^middle\.layers\.(\d+)", r"middle_block.\1"),
+    (r"^up\.(\d+)\.layers\.(\d+)", r"output_blocks.\1.\2"),
+]
+_LAYERS = {
+    # outside the stages
+    "time_in": "time_embed.0",
+    "time_out": "time_embed.2",
+    "label": "label_emb",
+    "norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_STAGE_LAYERS = {
+    # residual block
+    "norm_in": "in_layers.0",
+    "conv_in": "in_layers.2",
+    "embed": "emb_layers.1",
+    "norm_out": "out_layers.0",
+    "conv_out": "out_layers.3",
+    "skip": "skip_connection",
+    # attention block
+    "norm": "norm",
+    "qkv": "qkv",
+    "out": "proj_out",
+}
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+
+
+def openai_name(name: str) -> str:
+    """Translates one of our parameter names, for instance "down.1.layers.0.conv_in.kernel"."""
+    *modules, leaf = name.split(".")
+    prefix = ".".join(modules)
+    for pattern, replacement in _STAGES:
+        match = re.match(pattern, prefix)
+        if match:
+            stage, layer = match.expand(replacement), prefix[match.end() + 1 :]
+            if layer == "conv":  # of a Downsample or an Upsample
+                layer = "op" if stage.startswith("input") else "conv"
+            else:
+                layer = _STAGE_LAYERS.get(layer, layer)
+            return ".".join(filter(None, [stage, layer, _LEAVES[leaf]]))
+    return f"{_LAYERS[prefix]}.{_LEAVES[leaf]}"
+
+
+def to_openai(params: Params) -> dict[str, np.ndarray]:
+    """Converts parameters to OpenAI's names and torch's layouts (OIHW kernels, transposed matrices)."""
+    return {openai_name(name): _to_torch_layout(name, np.asarray(value)) for name, value in params.items()}
+
+
+def from_openai(state_dict: Mapping[str, np.ndarray], like: Params) -> Params:
+    """Converts an OpenAI state dict to parameters.
+
+    Args:
+        state_dict: arrays by OpenAI's names.
+        like: parameters of the network that is to receive them, or their shapes (`abstract_params`).
+
+    Returns:
+        Float32 parameters with the names and shapes of `like`.
+
+    Raises:
+        ValueError: the file is of another architecture; names the first tensors that do not fit.
+    """
+    expected = {
+        openai_name(name): (name, jax.eval_shape(lambda value, name=name: _to_torch_layout(name, value), value).shape)
+        for name, value in like.items()
+    }
+    problems = [f"{name}: the model has {shape}, the file lacks it" for name, (_, shape) in expected.items() if name not in state_dict]
+    problems += [f"{name}: the file has {value.shape}, the model lacks it" for name, value in state_dict.items() if name not in expected]
+    problems += [
+        f"{name}: the model has {shape}, the file has {state_dict[name].shape}"
+        for name, (_, shape) in expected.items()
+        if name in state_dict and state_dict[name].shape != shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:5])
+        raise ValueError(
+            f"the checkpoint is of another architecture: {len(problems)} tensors do not fit this model, first\n  {shown}"
+        )
+    return {
+        ours: _from_torch_layout(ours, state_dict[theirs].astype(np.float32), like[ours].shape)
+        for theirs, (ours, _) in expected.items()
+    }
+
+
+def _is_conv1d(name: str) -> bool:
+    """Attention's 1x1 convolutions are one-dimensional in the reference: [out, in, 1]."""
+    return name.endswith((".qkv.kernel", ".out.kernel"))
+
+
+def _to_torch_layout(name, value):
+    if value.ndim == 4:
+        value = value.transpose(3, 2, 0, 1)
+        return value[..., 0] if _is_conv1d(name) else value
+    return value.T if name.endswith(".kernel") else value
+
+
+def _from_torch_layout(name, value, shape):
+    if len(shape) == 4:
+        value = value[..., None] if _is_conv1d(name) else value
+        return value.transpose(2, 3, 1, 0)
+    return value.T if name.endswith(".kernel") else value

@@ -1,0 +1,1 @@
+"""Sampling: sample ids in, uint8 images and labelled grids out."""

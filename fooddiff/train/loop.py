@@ -1,0 +1,110 @@
+"""The training loop: step, status, snapshots, checkpoint. Owns the order of events and nothing else."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from fooddiff.arrays import Batch, Key
+from fooddiff.train.state import TrainState, zero_sums
+from fooddiff.train.step import StepFn
+
+
+class Snapshot(NamedTuple):
+    """Something to do every so often with the state, such as drawing a grid."""
+
+    every_steps: int
+    act: Callable[[int, TrainState], None]
+
+
+class NonFiniteError(RuntimeError):
+    """Training stopped because gradients stayed non-finite."""
+
+
+def train(
+    state: TrainState,
+    step_fn: StepFn,
+    batches: Iterator[Batch],
+    key: Key,
+    *,
+    steps: int,
+    log_every: int,
+    checkpoint_every: int,
+    max_skipped: int,
+    record: Callable[[int, Mapping[str, float]], None],
+    snapshots: Sequence[Snapshot],
+    save: Callable[[TrainState], None],
+) -> TrainState:
+    """Trains until `steps` steps are done in all.
+
+    Args:
+        state: where to start; donated.
+        step_fn: the compiled step.
+        batches: yields the batch of step `state.step`, then the following ones.
+        key: the run's root key, on the device.
+        steps: total number of steps of the run, over all restarts.
+        log_every: steps between two records.
+        checkpoint_every: steps between two checkpoints; the last step is always saved.
+        max_skipped: consecutive steps with a non-finite gradient after which the run stops.
+        record: receives (step, numbers) at log points.
+        snapshots: what else to do, each at multiples of its own period after the first step.
+        save: saves a checkpoint.
+
+    Returns:
+        The last state.
+
+    Raises:
+        NonFiniteError: `max_skipped` steps in a row had a non-finite gradient.
+    """
+    done = window_step = int(state.step)
+    window_start = time.perf_counter()
+    with tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True) as progress:
+        while done < steps:
+            batch = next(batches)
+            with jax.transfer_guard("disallow"):
+                state = step_fn(state, batch, key)
+            done += 1
+            progress.update()
+
+            if done % log_every == 0 or done == steps:
+                values, state = read_metrics(state)  # waits for the device; nothing else in this loop does
+                images = batch.y.shape[0] * (done - window_step)
+                values["perf/images_per_second"] = images / (time.perf_counter() - window_start)
+                record(done, values)
+                progress.set_postfix_str(_postfix(values))
+                if (skipped := int(state.skipped)) >= max_skipped:
+                    raise NonFiniteError(
+                        f"step {done}: the last {skipped} gradients were not finite, so nothing was learned from them. "
+                        f"Lower config.optimizer.lr or set config.optimizer.clip_norm; the last checkpoint is sound."
+                    )
+                window_start, window_step = time.perf_counter(), done
+
+            pause = time.perf_counter()
+            for snapshot in snapshots:
+                if done % snapshot.every_steps == 0 or done == steps:
+                    snapshot.act(done, state)
+            if done % checkpoint_every == 0 or done == steps:
+                save(state)
+            window_start += time.perf_counter() - pause  # throughput counts training alone
+    return state
+
+
+def _postfix(values: Mapping[str, float]) -> str:
+    loss = values.get("train/loss", float("nan"))  # absent when every gradient of the window was skipped
+    return f"loss {loss:.4f}, {values['perf/images_per_second']:.1f} images/s"
+
+
+def read_metrics(state: TrainState) -> tuple[dict[str, float], TrainState]:
+    """Reads the means since the last log point from the device and starts a new window.
+
+    Returns:
+        ({"train/loss": mean, ...}, the state with empty sums). A mean over no examples is left out.
+    """
+    sums = jax.device_get(state.sums)
+    values = {f"train/{name}": float(total / count) for name, (total, count) in sums.items() if count > 0}
+    values["train/skipped"] = float(state.skipped_total)
+    zeros = jax.tree.map(lambda old, zero: jax.device_put(zero, old.sharding), state.sums, zero_sums())
+    return values, replace(state, sums=zeros)

@@ -1,0 +1,102 @@
+"""Where numbers and pictures of a run go: metrics.jsonl, TensorBoard and, if asked, Weights & Biases."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+
+class Recorder:
+    """Writes records of one run. Use as a context manager.
+
+    A record belongs to a step. When a run resumes at step k, records of later steps are dropped from all files, so that
+    no step appears twice.
+    """
+
+    def __init__(self, workdir: Path, *, resume_step: int, wandb_project: str | None = None, config: Mapping | None = None):
+        """Opens the files.
+
+        Args:
+            workdir: the run's directory.
+            resume_step: steps that are done; records beyond it are dropped.
+            wandb_project: also log to this Weights & Biases project.
+            config: what Weights & Biases shows as the run's config.
+
+        Raises:
+            ModuleNotFoundError: Weights & Biases is wanted and not installed.
+        """
+        self._path = Path(workdir) / "metrics.jsonl"
+        _drop_after(self._path, resume_step)
+        self._jsonl = self._path.open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resume_step + 1)
+        self._wandb = _start_wandb(wandb_project, Path(workdir), config) if wandb_project else None
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._jsonl.close()
+        self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(kind is not None))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Records numbers, for instance {"train/loss": 0.1}. A number that is not finite is written as null."""
+        finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        self._jsonl.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
+        self._jsonl.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Records a PNG file that has already been written."""
+        self._tensorboard.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(str(path))}, step=step)
+
+
+def read_scalars(workdir: Path) -> list[dict]:
+    """Reads metrics.jsonl; a last line that a crash cut short is left out.
+
+    Returns:
+        One dict per record, {"step": int, name: float or None, ...}, in the order written.
+    """
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is empty or was cut short
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that readers and crashes see the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if path.exists():
+        kept = [record for record in read_scalars(path.parent) if record["step"] <= step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+def _start_wandb(project: str, workdir: Path, config: Mapping | None):
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "config.log.wandb_project is set, but Weights & Biases is not installed: pip install wandb"
+        ) from error
+    # the id is derived from the directory, so that a resumed run goes on with its own curve
+    return wandb.init(project=project, dir=workdir, id=workdir.resolve().name, resume="allow", config=dict(config or {}))

@@ -1,0 +1,49 @@
+"""Samples images from a trained run.
+
+python run_sample.py --workdir=runs/hybrid [--classes=pizza,sushi] [--per_class=8] [--sampler=ddim --steps=50]
+"""
+
+from pathlib import Path
+
+from absl import app, flags, logging
+
+WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
+STEP = flags.DEFINE_integer("step", None, "which checkpoint; the newest if not given")
+WEIGHTS = flags.DEFINE_string("weights", "ema", "raw, ema (the first rate of the config) or ema_<rate>")
+CLASSES = flags.DEFINE_list("classes", [], "class names; all if not given")
+PER_CLASS = flags.DEFINE_integer("per_class", 8, "images per class")
+SAMPLER = flags.DEFINE_string("sampler", "ancestral", "ancestral or ddim")
+STEPS = flags.DEFINE_integer("steps", None, "network calls per image; every timestep if not given")
+ETA = flags.DEFINE_float("eta", 0.0, "noise of ddim, from 0 to 1")
+SEED = flags.DEFINE_integer("seed", 0, "image i of a class depends on (seed, class, i) only")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images per call of the compiled sampler")
+SINGLE_FILES = flags.DEFINE_bool("single_files", False, "also write every image as a PNG of its own")
+OUT = flags.DEFINE_string("out", None, "where the files go; WORKDIR/samples if not given")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: write --flag=value")
+    logging.set_verbosity(logging.INFO)
+    from fooddiff.commands import sample, terminal
+
+    with terminal.clear_errors():
+        sample.run(
+            Path(WORKDIR.value),
+            step=STEP.value,
+            weights=WEIGHTS.value,
+            classes=CLASSES.value,
+            per_class=PER_CLASS.value,
+            sampler=SAMPLER.value,
+            sampling_steps=STEPS.value,
+            eta=ETA.value,
+            seed=SEED.value,
+            batch_size=BATCH_SIZE.value,
+            single_files=SINGLE_FILES.value,
+            out=OUT.value and Path(OUT.value),
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,36 @@
+"""Trains a diffusion model.
+
+python run_train.py --config=configs/hybrid.py --workdir=runs/hybrid [--config.optimizer.lr=3e-4] [--dry_run]
+
+The same command resumes a run that was interrupted.
+"""
+
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "the config, for instance configs/digits.py")
+WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs, memory and the data plan, and stop")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}: write --flag=value")
+    logging.set_verbosity(logging.INFO)
+    from fooddiff.commands import dry_run, terminal, train
+
+    with terminal.clear_errors():
+        if DRY_RUN.value:
+            dry_run.run(CONFIG.value)
+        elif WORKDIR.value is None:
+            raise ValueError("--workdir is missing: where should the run's files go? For instance --workdir=runs/first")
+        else:
+            train.run(CONFIG.value, Path(WORKDIR.value))
+
+
+if __name__ == "__main__":
+    app.run(main)
