@@ -5,7 +5,9 @@ python run_sample.py --workdir=runs/hybrid [--classes=pizza,sushi] [--per_class=
 
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
+
+from fooddiff.commands import terminal
 
 WORKDIR = flags.DEFINE_string("workdir", None, "the run's directory", required=True)
 STEP = flags.DEFINE_integer("step", None, "which checkpoint; the newest if not given")
@@ -25,10 +27,9 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: write --flag=value")
-    logging.set_verbosity(logging.INFO)
-    from fooddiff.commands import sample, terminal
+    from fooddiff.commands import sample
 
-    with terminal.clear_errors():
+    with terminal.session():
         sample.run(
             Path(WORKDIR.value),
             step=STEP.value,
@@ -46,4 +47,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=terminal.parse_flags)

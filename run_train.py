@@ -7,8 +7,10 @@ The same command resumes a run that was interrupted.
 
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
+
+from fooddiff.commands import terminal
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config, for instance configs/digits.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go")
@@ -20,10 +22,9 @@ def main(argv: list[str]) -> None:
     """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: write --flag=value")
-    logging.set_verbosity(logging.INFO)
-    from fooddiff.commands import dry_run, terminal, train
+    from fooddiff.commands import dry_run, train
 
-    with terminal.clear_errors():
+    with terminal.session():
         if DRY_RUN.value:
             dry_run.run(CONFIG.value)
         elif WORKDIR.value is None:
@@ -33,4 +34,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=terminal.parse_flags)

@@ -1,6 +1,6 @@
-"""The report's experiment at a size that two CPU cores can train: 32x32 images, a narrow UNet, either objective.
+r"""The report's experiment at a size that two CPU cores can train: 32x32 images, a narrow UNet, either objective.
 
-    python run_train.py --config=configs/food101_tiny.py:hybrid --config.data.source=archive \\
+    python run_train.py --config=configs/food101_tiny.py:hybrid --config.data.source=archive \
         --config.data.path=food-101.tar.gz --workdir=runs/tiny_hybrid
 
 Expected result: not yet measured.

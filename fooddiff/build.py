@@ -232,7 +232,9 @@ def make_data_source(config) -> sources.Source:
     if takes_path:
         return function(config.data.path)
     if config.data.path is not None:
-        raise ConfigError(f"config.data.path is {config.data.path!r}, but the source {config.data.source!r} takes no path")
+        raise ConfigError(
+            f"config.data.path is {config.data.path!r}, but the source {config.data.source!r} takes no path"
+        )
     return function()
 
 

@@ -1,1 +1,1 @@
-"""The commands behind run_train.py and run_sample.py: each composes objects from `build` and reports to the terminal."""
+"""The commands behind run_train.py and run_sample.py: each composes objects from `build` and talks to the terminal."""

@@ -33,7 +33,8 @@ def run(config: ConfigDict) -> None:
     state = with_sharding(jax.eval_shape(initialise, key), replicated)
     n = config.train.batch_size
     batch = with_sharding(
-        Batch(jax.ShapeDtypeStruct((n, *model.image_shape), jnp.uint8), jax.ShapeDtypeStruct((n,), jnp.int32)), over_data
+        Batch(jax.ShapeDtypeStruct((n, *model.image_shape), jnp.uint8), jax.ShapeDtypeStruct((n,), jnp.int32)),
+        over_data,
     )
     parameters = sum(math.prod(leaf.shape) for leaf in abstract_params(model.network).values())
     compiled = jit(step_fn, donate_argnums=0, out_shardings=replicated).lower(state, batch, key).compile()

@@ -1,12 +1,12 @@
 """Samples from a trained run: a labelled grid, an npz of the pixels and, on request, single PNG files."""
 
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
@@ -15,6 +15,8 @@ from fooddiff.commands import workdir as workdirs
 from fooddiff.sample.generate import generate_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 from fooddiff.train.record import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -59,7 +61,7 @@ def run(
             raise ValueError(f"{name} is {value}, expected at least 1")
     mesh = build.make_mesh()
     trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
-    logging.info("step %d, weights %s", trained.step, trained.weights)
+    log.info("step %d, weights %s", trained.step, trained.weights)
     generator = build.make_sampler(trained.model, mesh, sampler=sampler, steps=sampling_steps, eta=eta)
     names = tuple(classes) or trained.class_names
     class_ids = workdirs.class_ids(trained.class_names, names)
@@ -87,7 +89,7 @@ def run(
             directory.mkdir(parents=True, exist_ok=True)
             for i, pixels in enumerate(column):
                 write_atomically(directory / f"{i:05d}.png", png_bytes(Image.fromarray(pixels)))
-    logging.info("wrote %s.png and .npz: %d images of %d classes", out / stem, len(images), len(names))
+    log.info("wrote %s.png and .npz: %d images of %d classes", out / stem, len(images), len(names))
 
 
 def _npz_bytes(images: np.ndarray, labels: np.ndarray) -> bytes:

@@ -1,25 +1,50 @@
-"""How errors of the user's making reach the terminal."""
+"""What a command's user sees besides progress bars: log lines, and errors of their own making without a traceback."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
+from absl import app
+from absl import logging as absl_logging
 from rich.console import Console
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-EXPECTED = (ValueError, OSError, ModuleNotFoundError)
+EXPECTED = (ValueError, OSError, ModuleNotFoundError, RuntimeError)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; a config file or field that does not exist ends the command with a message and status 1."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # raised by ml_collections for an unknown field
+        _fail(f"the config has no such field: {error}")
+    except EXPECTED as error:
+        _fail(str(error))
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Prints an expected error without a traceback and exits with status 1.
+def session() -> Iterator[None]:
+    """Shows this project's log lines above progress bars, and ends an expected error with a message and status 1.
 
-    Set FOODDIFF_TRACEBACK=1 to see the traceback.
+    Libraries that log through absl are heard from errors on. Set FOODDIFF_TRACEBACK=1 to see tracebacks.
     """
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logger = logging.getLogger("fooddiff")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [logging.StreamHandler()]
     try:
-        yield
+        with logging_redirect_tqdm(loggers=[logger]):
+            yield
     except EXPECTED as error:
         if os.environ.get("FOODDIFF_TRACEBACK"):
             raise
-        Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)

@@ -1,10 +1,11 @@
 """Trains a config in a workdir, or goes on with it."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
 import jax
-from absl import logging
+import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff import build
@@ -17,6 +18,8 @@ from fooddiff.train.loop import Snapshot, train
 from fooddiff.train.record import Recorder, write_atomically
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.xla import jit
+
+log = logging.getLogger(__name__)
 
 GRID_SEED = 0  # the grids of all runs start from the same noise, so that they can be compared
 
@@ -37,11 +40,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     optimizer = build.make_optimizer(config)
     step_fn = build.make_step(config, objective, optimizer, mesh)
     generator = _grid_generator(config, model, mesh)
-    workdirs.claim(workdir, config)
-    logging.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
+    workdirs.check(workdir, config)
+    log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
     dataset = build.make_dataset(config, "train")
-    logging.info("%d training images of %d classes", len(dataset.labels), len(dataset.class_names))
+    workdirs.claim(workdir, config)  # not before the data are there: a start that failed leaves the directory free
+    log.info("%d training images of %d classes", len(dataset.labels), len(dataset.class_names))
 
     key = jax.device_put(jax.random.key(config.seed), replicated)
     initialise = partial(init_state, network=model.network, optimizer=optimizer, objective=objective,
@@ -58,11 +62,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if steps := checkpoints.steps():
             _check_data(checkpoints.meta(steps[-1]), meta, workdir)
             state = checkpoints.restore(steps[-1], like)
-            logging.info("resumed at step %d of %d", steps[-1], config.train.steps)
+            log.info("resumed at step %d of %d", steps[-1], config.train.steps)
         else:
             state = jit(initialise, out_shardings=replicated)(key)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        logging.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)
+        log.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)
 
         batches = device_batches(
             dataset, seed=config.seed, batch_size=config.train.batch_size, start_step=int(state.step),
@@ -86,7 +90,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 save=partial(checkpoints.save, meta=meta),
             )
         checkpoints.wait()
-    logging.info("done. Next: python run_sample.py --workdir=%s", workdir)
+    log.info("done. Next: python run_sample.py --workdir=%s", workdir)
 
 
 def _check_data(saved: dict, meta: dict, workdir: Path) -> None:
@@ -119,8 +123,6 @@ def _draw_grids(
     state: TrainState,
 ) -> None:
     """Writes samples/step_<step>_<weights>.png for the raw weights and the first average."""
-    import numpy as np
-
     names = tuple(config.sample.classes) or class_names[:12]
     ids = sample_ids(workdirs.class_ids(class_names, names), config.sample.per_class)
     key = jax.random.key(GRID_SEED)

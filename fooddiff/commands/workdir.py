@@ -27,25 +27,29 @@ class WorkdirError(ValueError):
     """A workdir that cannot be used as asked."""
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes a directory the workdir of a config, or checks that it already is.
+def check(workdir: Path, config: ConfigDict) -> None:
+    """Checks that a directory is free or holds a run of this config; writes nothing.
 
     Raises:
         WorkdirError: the directory holds a run with another config, or other files; shows the difference.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
-    ours = to_json(config)
     if path.exists():
-        if changed := differences(json.loads(path.read_text(encoding="utf-8")), ours):
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if changed := differences(saved, to_json(config)):
             shown = "\n".join(f"  {name}: {old!r} in the workdir, {new!r} now" for name, (old, new) in changed.items())
             raise WorkdirError(
                 f"{workdir} belongs to a run with another config:\n{shown}\n"
                 f"Give the same values to resume it, or another --workdir to start a new run."
             )
-    elif any(workdir.iterdir()):
+    elif workdir.exists() and any(workdir.iterdir()):
         raise WorkdirError(f"{workdir} is not empty and holds no run: give another --workdir")
-    write_json(path, ours)
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes a directory that passed `check` the workdir of a config."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", to_json(config))
     write_json(workdir / "versions.json", versions())
 
 

@@ -53,7 +53,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, ascending."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Starts to save a state in the background; waits for the previous save first."""
@@ -105,7 +105,9 @@ class Checkpoints:
         """
         if ema_rate is None:
             return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like))).params
-        item = ocp.args.PyTreeRestore({ema_rate: like}, restore_args=_restore_args({ema_rate: like}), partial_restore=True)
+        item = ocp.args.PyTreeRestore(
+            {ema_rate: like}, restore_args=_restore_args({ema_rate: like}), partial_restore=True
+        )
         return self._manager.restore(step, args=ocp.args.Composite(ema=item)).ema[ema_rate]
 
     def meta(self, step: int) -> dict[str, Any]:

@@ -18,7 +18,9 @@ class Recorder:
     no step appears twice.
     """
 
-    def __init__(self, workdir: Path, *, resume_step: int, wandb_project: str | None = None, config: Mapping | None = None):
+    def __init__(
+        self, workdir: Path, *, resume_step: int, wandb_project: str | None = None, config: Mapping | None = None
+    ):
         """Opens the files.
 
         Args:
@@ -99,4 +101,6 @@ def _start_wandb(project: str, workdir: Path, config: Mapping | None):
             "config.log.wandb_project is set, but Weights & Biases is not installed: pip install wandb"
         ) from error
     # the id is derived from the directory, so that a resumed run goes on with its own curve
-    return wandb.init(project=project, dir=workdir, id=workdir.resolve().name, resume="allow", config=dict(config or {}))
+    return wandb.init(
+        project=project, dir=workdir, id=workdir.resolve().name, resume="allow", config=dict(config or {})
+    )

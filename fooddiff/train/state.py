@@ -31,7 +31,11 @@ class TrainState:
 
 
 def init_state(
-    key: Key, network: Network, optimizer: optax.GradientTransformation, objective: Objective, ema_rates: Sequence[float]
+    key: Key,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    ema_rates: Sequence[float],
 ) -> TrainState:
     """Draws the state before the first step; call it inside jit, so that every leaf has a buffer of its own.
 

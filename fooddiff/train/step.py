@@ -42,7 +42,11 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         history, sums = objective.observe(state.history, examples, terms)
         grad_norm = optax.global_norm(grads)
-        norms = {"grad_norm": grad_norm, "param_norm": optax.global_norm(params), "update_norm": optax.global_norm(updates)}
+        norms = {
+            "grad_norm": grad_norm,
+            "param_norm": optax.global_norm(params),
+            "update_norm": optax.global_norm(updates),
+        }
         sums = dict(sums) | {name: jnp.stack([norm, jnp.ones(())]) for name, norm in norms.items()}
 
         decay = (1 + state.step) / (10 + state.step) if ema_warmup else 1.0
@@ -95,6 +99,5 @@ def mean_gradient(
 
 
 def lerp(start: Params, end: Params, weight: jax.Array) -> Params:
-    """start + weight * (end - start), leaf by leaf."""
+    """Start + weight * (end - start), leaf by leaf."""
     return jax.tree.map(lambda a, b: a + weight * (b - a), start, end)
-

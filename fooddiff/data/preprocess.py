@@ -1,0 +1,65 @@
+"""From a decoded picture to pixels, and from pixels to what a model is fed. Pure functions; owns no files."""
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from fooddiff.arrays import Array, Float, UInt8
+
+RECIPE = {
+    "colour": "RGB, alpha dropped, EXIF orientation ignored",
+    "crop": "largest centre square",
+    "resize": "bicubic, antialiased",
+}
+"""What `to_pixels` does, in words: part of a cache's identity, so change it whenever the pixels change."""
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")
+
+
+def to_pixels(image: Image.Image, image_size: int) -> np.ndarray:
+    """Converts a picture to RGB, crops its largest centre square and resizes that with antialiasing.
+
+    A picture that already has the target size is not resampled: its RGB values pass through bit for bit. As
+    in the usual pipelines of the field (improved-diffusion, TFDS), an EXIF orientation is ignored and an
+    alpha channel is dropped.
+
+    Args:
+        image: a decoded picture of 8 bits per channel, of any size and colour mode.
+        image_size: the side of the result, in pixels, >= 1.
+
+    Returns:
+        u8[image_size, image_size, 3].
+
+    Raises:
+        ValueError: the picture has more than 8 bits per channel, which Pillow would clip, or a mode without
+            colours.
+    """
+    if image.mode not in _MODES:
+        raise ValueError(f"mode {image.mode!r} is not an 8-bit picture; expected one of {', '.join(_MODES)}")
+    rgb = image.convert("RGB")
+    side = min(rgb.size)
+    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+    square = rgb.crop((left, top, left + side, top + side))
+    if side == image_size:
+        return np.array(square)
+    return np.array(square.resize((image_size, image_size), Image.Resampling.BICUBIC))
+
+
+def to_signed(pixels: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Maps grey levels linearly to [-1, 1]: x / 127.5 - 1.
+
+    This is the project's only conversion of images from integers to floats; `to_uint8` of `sample.pixels` is
+    its inverse.
+
+    Args:
+        pixels: u8, any shape, on the device.
+
+    Returns:
+        f32 of the same shape, in [-1, 1].
+
+    Raises:
+        ValueError: the pixels are not uint8.
+    """
+    if pixels.dtype != jnp.uint8:
+        raise ValueError(f"expected pixels of dtype uint8, got {pixels.dtype}")
+    return pixels.astype(jnp.float32) / 127.5 - 1.0

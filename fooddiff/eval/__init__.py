@@ -1,0 +1,1 @@
+"""Scores images: Inception features, Fréchet and kernel distances, precision and recall, with provenance."""

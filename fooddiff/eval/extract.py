@@ -1,0 +1,177 @@
+"""Runs the Inception network over images: sharded over the local devices, in chunks that survive a kill.
+
+Owns devices, batches and the chunk files. The files are the interface: what follows reads features and never
+images.
+"""
+
+import functools
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fooddiff.arrays import Array, Float, Pixels
+from fooddiff.eval import inception
+from fooddiff.eval.files import atomic_path
+from fooddiff.eval.resize import Resize
+from fooddiff.xla import jit
+
+CHUNK = 1024
+"""Images whose features share a file: what a killed evaluation loses at most."""
+
+Features = dict[str, Float[np.ndarray, "n d"]]
+"""Feature name -> f32[n, d] on the host."""
+
+Extract = Callable[[Iterable[Pixels]], Iterator[Features]]
+"""A stream of u8[n, h, w, 3] -> the features of the same images in the same order."""
+
+
+class Images(Protocol):
+    """What features are taken of: an ndarray, a memory map, or anything that decodes on access."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def __getitem__(self, rows: slice) -> Pixels:
+        """Some images, u8[n, h, w, 3]."""
+
+
+def make_extract(
+    params: inception.Params,
+    names: tuple[str, ...],
+    *,
+    resize: Resize,
+    batch_size: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Extract:
+    """Compiles the network once for a batch size and returns the function that streams images through it.
+
+    A short batch is padded, so every batch runs the same program and an image's features do not depend on its
+    neighbours. The next batch is on the devices while the host takes the last one.
+
+    Args:
+        params: from `weights.load_inception`, with the stages that `names` need.
+        names: feature names, keys of `inception.DIMENSIONS`.
+        resize: a rule of resize.py.
+        batch_size: images per call of the network, over all devices together.
+        devices: to share each batch; all of this process where None.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: the devices cannot divide the batch, or a feature does not exist.
+    """
+    inception.check_names(names)
+    devices = jax.local_devices() if devices is None else devices
+    if batch_size < 1 or batch_size % len(devices):
+        raise ValueError(f"batch size {batch_size} is not a positive multiple of the {len(devices)} devices")
+    mesh = Mesh(np.asarray(devices), ("data",))
+    rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    params = jax.device_put(params, everywhere)
+    network = jit(
+        functools.partial(inception.features, names=names, resize=resize),
+        in_shardings=(everywhere, rows),
+        out_shardings=rows,
+    )
+
+    def run(batch: np.ndarray) -> dict[str, Array]:
+        padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)])
+        return network(params, jax.device_put(padded, rows))
+
+    def extract(images: Iterable[Pixels]) -> Iterator[Features]:
+        running: deque[tuple[int, dict[str, Array]]] = deque()
+        for batch in _split(images, batch_size):
+            running.append((len(batch), run(batch)))
+            if len(running) > 1:
+                yield _fetch(*running.popleft())
+        for n, out in running:
+            yield _fetch(n, out)
+
+    return extract
+
+
+def feature_chunks(
+    images: Images,
+    extract: Extract,
+    *,
+    identity: dict,
+    folder: Path | None,
+    progress: Callable[[int], object],
+) -> Iterator[Features]:
+    """Features of all images, chunk by chunk; chunks that are on disk are read instead of computed.
+
+    A chunk is a pure function of its images, and its file appears whole or not at all. So a run that was
+    killed goes on at the first missing chunk and yields the same bits, and a second run over the same images
+    computes nothing.
+
+    Args:
+        images: n images.
+        extract: from `make_extract`.
+        identity: JSON-able; everything that the features depend on (images, weights, resize rule, feature
+            names).
+        folder: holds the chunks and the identity; None keeps nothing.
+        progress: called with the number of images of every batch that is done.
+
+    Yields:
+        The features of up to `CHUNK` images at a time, in order.
+
+    Raises:
+        ValueError: the folder belongs to another identity, or a chunk in it is damaged.
+    """
+    if folder is not None:
+        _claim(folder, {**identity, "images": len(images), "chunk": CHUNK})
+    for start in range(0, len(images), CHUNK):
+        stop = min(start + CHUNK, len(images))
+        path = folder and folder / f"{start:09d}.npz"
+        if path and path.exists():
+            progress(stop - start)
+            yield _read_chunk(path, stop - start)
+            continue
+        batches = []
+        for batch in extract([images[start:stop]]):
+            batches.append(batch)
+            progress(len(next(iter(batch.values()))))
+        chunk = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        if path:
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **chunk)
+        yield chunk
+
+
+def _split(images: Iterable[Pixels], batch_size: int) -> Iterator[np.ndarray]:
+    for pixels in images:
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise ValueError(f"images must be uint8 [n, h, w, 3]; got {pixels.dtype} {list(pixels.shape)}")
+        for start in range(0, len(pixels), batch_size):
+            yield np.asarray(pixels[start : start + batch_size])
+
+
+def _fetch(n: int, out: dict[str, Array]) -> Features:
+    return {name: np.asarray(value)[:n] for name, value in out.items()}
+
+
+def _claim(folder: Path, identity: dict) -> None:
+    path = folder / "identity.json"
+    text = json.dumps(identity, sort_keys=True, indent=1)
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.write_text(text)
+    elif path.read_text() != text:
+        raise ValueError(f"{folder} holds features of something else (see {path}); give another folder or delete it")
+
+
+def _read_chunk(path: Path, n: int) -> Features:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            chunk = dict(file)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
+    if {len(value) for value in chunk.values()} != {n}:
+        raise ValueError(f"{path} does not hold the features of {n} images; delete it and run again")
+    return chunk

@@ -1,0 +1,248 @@
+"""Reads golden directories: arrays of the reference implementation and the manifests that say how they came about.
+
+The directory is tests/golden, or the one that the environment variable FOODDIFF_GOLDEN_DIR names. Its format is written
+down in tests/golden/README.md. Everything about a case comes from the manifests; the tests know only the format.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fooddiff.diffusion.losses import hybrid_loss, mse_loss, vlb_loss
+from fooddiff.diffusion.process import GaussianDiffusion, make_process, make_tables, x0_from_eps
+from fooddiff.diffusion.reverse import (
+    Parameterization,
+    eps_target,
+    fixed_large,
+    fixed_small,
+    learned_range,
+    x0_as_predicted,
+    x0_target,
+)
+from fooddiff.diffusion.schedule import cosine_betas, evenly_spaced, integer_stride, linear_betas
+
+GOLDEN = Path(os.environ.get("FOODDIFF_GOLDEN_DIR") or Path(__file__).parent / "golden").resolve()
+
+
+class Case(NamedTuple):
+    """One case: its name, its entry in a manifest, and its arrays in the reference's layout (NCHW, OIHW)."""
+
+    name: str
+    config: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+def by_name(cases: list[Case]) -> dict[str, Any]:
+    """The keyword arguments of `pytest.mark.parametrize` that run a test once per case, under the case's name."""
+    return {"argnames": "case", "argvalues": cases, "ids": [case.name for case in cases]}
+
+
+def diffusion_cases(directory: Path = GOLDEN) -> list[Case]:
+    """The cases of diffusion.json."""
+    arrays = _load_arrays(directory / "diffusion.npz")
+    return [
+        Case(name, config, _below(arrays, name))
+        for name, config in _load_json(directory / "diffusion.json")["cases"].items()
+    ]
+
+
+def spacing_cases(directory: Path = GOLDEN) -> dict[str, list[int]]:
+    """"T|sections" -> the kept timesteps."""
+    return _load_json(directory / "diffusion.json")["space_timesteps"]
+
+
+def resampler_arrays(directory: Path = GOLDEN) -> dict[str, np.ndarray]:
+    """What was fed to the loss-second-moment sampler and its weights afterwards."""
+    return _below(_load_arrays(directory / "diffusion.npz"), "resampler")
+
+
+def unet_cases(directory: Path = GOLDEN) -> list[Case]:
+    """The cases unet_<name>.json."""
+    return [
+        Case(path.stem.removeprefix("unet_"), _load_json(path), _load_arrays(path.with_suffix(".npz")))
+        for path in sorted(directory.glob("unet_*.json"))
+    ]
+
+
+def trajectory_cases(directory: Path = GOLDEN) -> list[Case]:
+    """The case trajectory.json."""
+    return [
+        Case(path.stem, _load_json(path), _load_arrays(path.with_suffix(".npz")))
+        for path in sorted(directory.glob("trajectory*.json"))
+    ]
+
+
+def checkpoint_files(directory: Path = GOLDEN) -> list[Path]:
+    """The state dicts in OpenAI's file format."""
+    return sorted(directory.glob("*.pt"))
+
+
+def weights(case: Case) -> dict[str, np.ndarray]:
+    """A UNet's parameters under the reference's names, in float32."""
+    return {name: value.astype(np.float32) for name, value in _below(case.arrays, "weights").items()}
+
+
+# From the reference's arguments to ours
+
+
+def kept_timesteps(steps: int, sections: str) -> list[int] | None:
+    """Reads the reference's strings: "" keeps all, "ddim20" has a fixed stride, "10,15,5" is evenly spaced."""
+    if not sections:
+        return None
+    if sections.startswith("ddim"):
+        return integer_stride(steps, int(sections.removeprefix("ddim")))
+    return evenly_spaced(steps, [int(count) for count in sections.split(",")])
+
+
+def make_case_tables(config: Mapping[str, Any], build: Callable = make_tables) -> GaussianDiffusion:
+    """The float64 tables (`make_tables`) or the process (`make_process`) of a case."""
+    steps = config["steps"]
+    betas = {"linear": linear_betas, "cosine": cosine_betas}[config["noise_schedule"]](steps)
+    keep = kept_timesteps(steps, config.get("timestep_respacing", ""))
+    return build(betas, keep, rescale_timesteps=config.get("rescale_timesteps", False))
+
+
+def make_case_process(config: Mapping[str, Any]) -> GaussianDiffusion:
+    """The float32 process of a case."""
+    return make_case_tables(config, make_process)
+
+
+def make_case_param(config: Mapping[str, Any]) -> Parameterization:
+    """What the network of a case predicts."""
+    predicts_x0 = config.get("predict_xstart", False)
+    if config.get("learn_sigma", False):
+        log_var = learned_range
+    else:
+        log_var = fixed_small if config.get("sigma_small", False) else fixed_large
+    return Parameterization(
+        to_x0=x0_as_predicted if predicts_x0 else x0_from_eps,
+        target=x0_target if predicts_x0 else eps_target,
+        log_var=log_var,
+    )
+
+
+def vb_weight(config: Mapping[str, Any], num_timesteps: int) -> float:
+    """The weight of the bound in the reference's hybrid objective."""
+    return num_timesteps / 1000 if config.get("rescale_learned_sigmas", False) else 1.0
+
+
+def make_case_loss(config: Mapping[str, Any], num_timesteps: int) -> Callable:
+    """The objective of a case."""
+    if config.get("use_kl", False):
+        return vlb_loss
+    if config.get("learn_sigma", False):
+        return partial(hybrid_loss, vb_weight=vb_weight(config, num_timesteps))
+    return mse_loss
+
+
+def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of our UNet. Attention comes as downsampling rates; one that never occurs has no effect there."""
+    size = config["image_size"]
+    rates = {2**level for level in range(len(config["channel_mult"]))} & set(config["attention_resolutions"])
+    heads_up = config.get("num_heads_upsample", -1)
+    return dict(
+        image_size=size,
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        model_channels=config["model_channels"],
+        channel_mult=tuple(config["channel_mult"]),
+        num_res_blocks=config["num_res_blocks"],
+        attention_resolutions=tuple(size // rate for rate in rates),
+        num_heads=config["num_heads"],
+        num_heads_upsample=None if heads_up == -1 else heads_up,
+        num_classes=config.get("num_classes"),
+        scale_shift_norm=config["use_scale_shift_norm"],
+        dropout=config.get("dropout", 0.0),
+    )
+
+
+def nhwc(images: np.ndarray) -> np.ndarray:
+    """[.., c, h, w] to [.., h, w, c]."""
+    return np.moveaxis(images, -3, -1)
+
+
+def nchw(images: np.ndarray) -> np.ndarray:
+    """[.., h, w, c] to [.., c, h, w]."""
+    return np.moveaxis(np.asarray(images), -1, -3)
+
+
+# Comparing
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Tolerance(NamedTuple):
+    """The allowed absolute difference: `value` times `scale(golden arrays, name)`."""
+
+    value: float
+    unit: str  # what `scale` is, in words
+    scale: Callable[[Arrays, str], np.ndarray]
+
+
+class Error(NamedTuple):
+    """How far one array is from its golden array."""
+
+    case: str
+    name: str
+    tolerance: Tolerance
+    reached: float  # in the unit of the tolerance; above its value fails
+
+
+def compare(case: str, ours: Arrays, golden: Arrays, tolerance: Tolerance) -> list[Error]:
+    """Compares all of `ours` that is in `golden`. Other shapes, NaN and infinities never agree."""
+    errors = []
+    for name in ours.keys() & golden.keys():
+        actual, expected = np.asarray(ours[name], np.float64), np.asarray(golden[name], np.float64)
+        assert actual.shape == expected.shape, f"{case}/{name}: {actual.shape}, golden is {expected.shape}"
+        difference = np.abs(actual - expected)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reached = np.where(difference == 0, 0, difference / tolerance.scale(golden, name))
+        errors.append(Error(case, name, tolerance, float(np.nan_to_num(reached, nan=np.inf).max(initial=0))))
+    return errors
+
+
+def check(errors: list[Error]) -> None:
+    """Fails with every array that is off, worst first."""
+    bad = sorted((error for error in errors if error.reached > error.tolerance.value), key=lambda e: -e.reached)
+    lines = [f"{e.case}/{e.name}: {e.reached:.2g}, allowed {e.tolerance.value:g} {e.tolerance.unit}" for e in bad]
+    assert not bad, "\n".join(["differs from the golden arrays:", *lines])
+
+
+def perturbed(golden: Arrays, name: str, tolerance: Tolerance) -> dict[str, np.ndarray]:
+    """`golden` with the largest entry of one array moved by ten times its tolerance."""
+    array = np.array(golden[name], np.float64)
+    entry = np.unravel_index(np.abs(array).argmax(), array.shape)
+    allowed = np.broadcast_to(tolerance.value * tolerance.scale(golden, name), array.shape)
+    array[entry] += 10 * allowed[entry]
+    return {**golden, name: array}
+
+
+def print_report(errors: list[Error]) -> None:
+    """Prints the cases, and per quantity the largest error over all of them, as a Markdown table."""
+    print("cases:", ", ".join(dict.fromkeys(error.case for error in errors)))
+    print("| quantity | allowed | reached | in case |")
+    print("|--|--|--|--|")
+    quantities = sorted({error.name.split("/")[0] for error in errors})
+    for quantity in quantities:
+        worst = max((e for e in errors if e.name.split("/")[0] == quantity), key=lambda e: e.reached)
+        tolerance = worst.tolerance
+        print(f"| {quantity} | {tolerance.value:g} {tolerance.unit} | {worst.reached:.1e} | {worst.case} |")
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    prefix += "/"
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

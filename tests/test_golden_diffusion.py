@@ -1,0 +1,249 @@
+"""The diffusion package against the reference's arrays, for every case of a golden directory."""
+
+from collections.abc import Callable
+from functools import partial
+
+import golden_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
+
+from fooddiff.diffusion.likelihood import bits_per_dim
+from fooddiff.diffusion.losses import bound_term, prior_term
+from fooddiff.diffusion.process import GaussianDiffusion, q_posterior, q_sample
+from fooddiff.diffusion.reverse import reverse_gaussian
+from fooddiff.diffusion.samplers import ancestral_step, ddim_reverse_step, ddim_step, sample
+from fooddiff.diffusion.timesteps import empty_history, second_moment_probs, update_history
+
+CASES = golden_cases.diffusion_cases()
+SPACINGS = golden_cases.spacing_cases()
+INPUTS = {"x0", "eps", "eps2", "t", "loop_x_T", "loop_noise"}
+
+TABLES = Tolerance(1e-12, "of the entry", lambda golden, name: np.abs(golden[name]))
+PROBABILITIES = Tolerance(1e-5, "of the entry", lambda golden, name: np.abs(golden[name]))
+
+
+def maths_tolerance(case: Case) -> Tolerance:
+    """1e-5 in the quantity's own unit.
+
+    Two quantities have another unit than 1. The objective with `use_kl` is T times a term in bits/dim. An x_0 that is
+    clipped to [-1, 1] keeps the rounding of what it was before, so it may be off by 1e-6 of that.
+    """
+
+    def scale(golden, name):
+        if name == "train_loss" and case.config.get("use_kl", False):
+            num_timesteps = case.config["num_timesteps"]
+            return num_timesteps * _example_size(golden[name] / num_timesteps)
+        if name == "p_pred_xstart_clip1":
+            return _example_size(0.1 * golden["p_pred_xstart_clip0"])
+        return _example_size(golden[name])
+
+    return Tolerance(1e-5, "absolute, or of the example's largest entry above 1", scale)
+
+
+def _example_size(array: np.ndarray) -> np.ndarray:
+    """max(1, largest |entry|) of each example: near 1e4, float32 cannot be right to 1e-5."""
+    largest = np.abs(array).reshape(len(array), -1).max(axis=1)
+    return np.maximum(1, largest).reshape(-1, *[1] * (array.ndim - 1))
+
+
+@pytest.fixture(scope="module")
+def report():
+    errors = []
+    yield errors
+    golden_cases.print_report(errors)
+
+
+def probe(config: dict) -> Callable:
+    """The "network" of the golden arrays: eps and, when the variance is learned, its channels."""
+
+    def denoise(x_t, t, y):
+        s = t[:, None, None, None]
+        eps = 0.7 * x_t + 0.2 * jnp.sin(s / 100)
+        v = [jnp.tanh(x_t) * jnp.cos(s / 50)] if config.get("learn_sigma", False) else []
+        return jnp.concatenate([eps, *v], axis=-1)
+
+    return denoise
+
+
+def tables(case: Case) -> dict[str, np.ndarray]:
+    """Our float64 tables under the reference's names."""
+    ours = golden_cases.make_case_tables(case.config)
+    return dict(
+        timestep_map=ours.timesteps,
+        betas=np.exp(ours.log_beta),
+        alphas_cumprod=ours.alpha_bar,
+        alphas_cumprod_prev=ours.alpha_bar_prev,
+        alphas_cumprod_next=ours.alpha_bar_next,
+        sqrt_alphas_cumprod=ours.sqrt_alpha_bar,
+        sqrt_one_minus_alphas_cumprod=ours.sqrt_one_minus_alpha_bar,
+        log_one_minus_alphas_cumprod=ours.log_one_minus_alpha_bar,
+        sqrt_recip_alphas_cumprod=ours.sqrt_recip_alpha_bar,
+        sqrt_recipm1_alphas_cumprod=ours.sqrt_recipm1_alpha_bar,
+        posterior_variance=np.append(0.0, np.exp(ours.posterior_log_var[1:])),
+        posterior_log_variance_clipped=ours.posterior_log_var,
+        posterior_mean_coef1=ours.posterior_coef_x0,
+        posterior_mean_coef2=ours.posterior_coef_xt,
+    )
+
+
+def golden_tables(case: Case) -> dict[str, np.ndarray]:
+    """The stored tables and, by their definitions, those that the files leave out."""
+    alpha_bar = case.arrays["alphas_cumprod"]
+    derived = dict(
+        alphas_cumprod_next=np.append(alpha_bar[1:], 0.0),
+        sqrt_alphas_cumprod=np.sqrt(alpha_bar),
+        sqrt_one_minus_alphas_cumprod=np.sqrt(1 - alpha_bar),
+        log_one_minus_alphas_cumprod=np.log(1 - alpha_bar),
+    )
+    return derived | case.arrays
+
+
+def maths(case: Case, compile: Callable = lambda fun: fun) -> dict[str, np.ndarray]:
+    """Everything that is computed for one batch, under the reference's names."""
+    config, param = case.config, golden_cases.make_case_param(case.config)
+    denoise = probe(config)
+
+    def everything(process: GaussianDiffusion, x_0, eps, eps2, t):
+        x_t = q_sample(process, x_0, t, eps)
+        posterior = q_posterior(process, x_0, x_t, t)
+        model_t = process.model_timesteps[t]
+        out = denoise(x_t, model_t, None)
+        loss = golden_cases.make_case_loss(config, process.num_timesteps)(
+            process, param, denoise, x_0, t, eps, None
+        )
+        step = (process, param, out, x_t, t)
+        unclipped, clipped = (reverse_gaussian(*step, clip=clip) for clip in (False, True))
+
+        def variance(log_var, zero_at_first):  # there the posterior's variance is 0, and its logarithm t = 1's
+            first = (t == 0)[:, None, None, None] & zero_at_first
+            return jnp.broadcast_to(jnp.where(first, 0, jnp.exp(log_var)), x_t.shape)
+
+        fixed_small = config.get("sigma_small", False) and not config.get("learn_sigma", False)
+        return dict(
+            x_t=x_t,
+            q_posterior_mean=posterior.mean,
+            q_posterior_log_variance=jnp.broadcast_to(posterior.log_var, x_t.shape),
+            q_posterior_variance=variance(posterior.log_var, zero_at_first=True),
+            model_t=model_t,
+            p_mean_clip0=unclipped.mean,
+            p_variance_clip0=variance(unclipped.log_var, fixed_small),
+            p_log_variance_clip0=jnp.broadcast_to(unclipped.log_var, x_t.shape),
+            p_pred_xstart_clip0=unclipped.x_0,
+            p_mean_clip1=clipped.mean,
+            p_variance_clip1=variance(clipped.log_var, fixed_small),
+            p_log_variance_clip1=jnp.broadcast_to(clipped.log_var, x_t.shape),
+            p_pred_xstart_clip1=clipped.x_0,
+            train_loss=loss.total,
+            train_mse=loss.mse,
+            train_vb=golden_cases.vb_weight(config, process.num_timesteps) * loss.vb,
+            vb_bpd=bound_term(process, param, out, x_0, x_t, t, clip=False),
+            prior_bpd=prior_term(process, x_0),
+            p_sample=ancestral_step(*step, eps2),
+            ddim_reverse=ddim_reverse_step(*step),
+            **{f"ddim_eta{eta}": ddim_step(*step, eps2, eta=eta) for eta in (0.0, 0.5, 1.0)},
+        )
+
+    images = (nhwc(case.arrays[name]) for name in ("x0", "eps", "eps2"))
+    t = jnp.asarray(case.arrays["t"], jnp.int32)
+    ours = compile(everything)(golden_cases.make_case_process(config), *images, t)
+    return {name: nchw(value) if value.ndim == 4 else np.asarray(value) for name, value in ours.items()}
+
+
+def loops(case: Case) -> dict[str, np.ndarray]:
+    """Whole sampling runs and the whole bound, under the reference's names and in its order of timesteps."""
+    process = golden_cases.make_case_process(case.config)
+    param, denoise = golden_cases.make_case_param(case.config), probe(case.config)
+    noises = jnp.asarray(nhwc(case.arrays["loop_noise"])[::-1])  # stored by iteration, T-1 first
+
+    def noise(t):
+        return noises[t]
+
+    x_T = jnp.asarray(nhwc(case.arrays["loop_x_T"]))
+    run = partial(sample, process=process, param=param, denoise=denoise, x_T=x_T, noise=noise, y=None)
+    bound = bits_per_dim(process, param, denoise, nhwc(case.arrays["x0"][: len(x_T)]), noise, None)
+    return dict(
+        loop_ancestral=nchw(run(ancestral_step)),
+        loop_ddim_eta0=nchw(run(partial(ddim_step, eta=0.0))),
+        bpd_total_bpd=bound.total,
+        bpd_prior_bpd=bound.prior,
+        bpd_vb=bound.vb[:, ::-1],
+        bpd_xstart_mse=bound.x0_mse[:, ::-1],
+        bpd_mse=bound.eps_mse[:, ::-1],
+    )
+
+
+def resampler() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Our probabilities after each round, and the reference's weights normalised to probabilities."""
+    arrays = golden_cases.resampler_arrays()
+    weights = arrays["weights_after"]
+    history, probs, update = empty_history(weights.shape[1], per_term=10), [], jax.jit(update_history)
+    for t, loss in zip(arrays["t"].astype(np.int32), arrays["loss"].astype(np.float32), strict=True):
+        history = update(history, t, loss)
+        probs.append(second_moment_probs(history, uniform_prob=0.001))
+    return {"resampler": np.stack(probs)}, {"resampler": weights / weights.sum(axis=1, keepdims=True)}
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[case.name for case in CASES])
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def computed(case):
+    """(ours, golden, tolerance) of the tables, the maths and, where the case has them, the loops."""
+    groups = [(tables(case), golden_tables(case), TABLES), (maths(case), case.arrays, maths_tolerance(case))]
+    if "loop_x_T" in case.arrays:
+        groups.append((loops(case), case.arrays, maths_tolerance(case)))
+    return groups
+
+
+def test_equals_reference(case, computed, report):
+    """Operation by operation, as the reference computes; only the loops are compiled."""
+    errors = [error for group in computed for error in compare(case.name, *group)]
+    report += errors
+    check(errors)
+
+
+def test_every_array_is_compared(case, computed):
+    assert case.arrays.keys() - INPUTS <= {name for ours, _, _ in computed for name in ours}
+    assert golden_cases.make_case_process(case.config).num_timesteps == case.config["num_timesteps"]
+
+
+def test_perturbed_arrays_fail(case, computed):
+    """Ten times the tolerance, in one entry of any array, is noticed."""
+    for ours, golden, tolerance in computed:
+        for name in ours.keys() & golden.keys():
+            errors = compare(case.name, ours, perturbed(golden, name, tolerance), tolerance)
+            with pytest.raises(AssertionError, match=f"{case.name}/{name}: "):
+                check(errors)
+
+
+@pytest.mark.slow
+def test_compiled_maths(case, computed):
+    """jit contracts products and sums, which moves a difference of large numbers by some units of these."""
+    _, (eager, _, tolerance), *_ = computed
+    largest = _example_size(eager["p_pred_xstart_clip0"]).reshape(-1)  # of x_0 before it is clipped
+
+    def size(golden, name):
+        array = golden[name]
+        return tolerance.scale(golden, name) + largest.reshape(-1, *[1] * (array.ndim - 1))
+
+    check(compare(case.name, maths(case, jax.jit), eager, Tolerance(3e-6, "of the numbers involved", size)))
+
+
+def test_resampler(report):
+    ours, golden = resampler()
+    errors = compare("resampler", ours, golden, PROBABILITIES)
+    report += errors
+    check(errors)
+    with pytest.raises(AssertionError, match="resampler"):
+        check(compare("resampler", ours, perturbed(golden, "resampler", PROBABILITIES), PROBABILITIES))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_spacing(spacing):
+    steps, sections = spacing.split("|")
+    assert golden_cases.kept_timesteps(int(steps), sections) == SPACINGS[spacing]

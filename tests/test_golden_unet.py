@@ -1,0 +1,125 @@
+"""The UNet against the reference's outputs and gradients, for every case of a golden directory."""
+
+import golden_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
+
+from fooddiff import xla
+from fooddiff.model.network import Network, abstract_params, make_network
+from fooddiff.model.openai import from_openai, to_openai
+from fooddiff.model.torch_file import load_state_dict
+
+CASES = golden_cases.unet_cases()
+
+OUTPUT = Tolerance(1e-4, "of the largest entry", lambda golden, name: np.abs(golden[name]).max())
+
+
+def _gradient_size(golden, name):
+    """The tensor's largest entry, plus a thousandth of the largest one of the whole network.
+
+    The second term matters for gradients that are zero in exact arithmetic, such as that of a convolution's bias in
+    front of a group norm with one channel per group: the norm subtracts it again. What float32 leaves there is the
+    rounding of much larger sums that cancel, so it has no relative precision.
+    """
+    kind = name.split("/")[0] + "/"
+    largest = max(np.abs(value).max() for other, value in golden.items() if other.startswith(kind))
+    return np.abs(golden[name]).max() + 1e-3 * largest
+
+
+GRADIENTS = Tolerance(1e-3, "of the tensor's largest entry + 0.001 of the network's", _gradient_size)
+
+
+@pytest.fixture(scope="module")
+def report():
+    errors = []
+    yield errors
+    golden_cases.print_report(errors)
+
+
+def load(case: Case) -> tuple[Network, dict]:
+    """A case's network and its parameters."""
+    network = make_network(**golden_cases.unet_arguments(case.config))
+    return network, from_openai(golden_cases.weights(case), abstract_params(network))
+
+
+def labels(arrays) -> jax.Array | None:
+    return jnp.asarray(arrays["y"], jnp.int32) if "y" in arrays else None
+
+
+def output_and_gradients(case: Case) -> dict[str, np.ndarray]:
+    """out, and the gradients of sum(out * R), under the reference's names."""
+    network, params = load(case)
+    arrays = case.arrays
+    x, R, t, y = nhwc(arrays["x"]), nhwc(arrays["R"]), arrays["t"], labels(arrays)
+
+    def objective(params):
+        out = network.apply(params, x, t, y)
+        return (out * R).sum(), out
+
+    gradients, out = xla.jit(jax.grad(objective, has_aux=True))(params)
+    gradients = to_openai(gradients)
+    return (
+        {"out": nchw(out)}
+        | {f"grad/{name}": value for name, value in gradients.items()}
+        | {f"grad_norm/{name}": np.linalg.norm(value.astype(np.float64)) for name, value in gradients.items()}
+    )
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[case.name for case in CASES])
+def case(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def computed(case):
+    """(ours, tolerance) of the output and of the gradients."""
+    ours = output_and_gradients(case)
+    return [({"out": ours.pop("out")}, OUTPUT), (ours, GRADIENTS)]
+
+
+def test_equals_reference(case, computed, report):
+    errors = [error for ours, tolerance in computed for error in compare(case.name, ours, case.arrays, tolerance)]
+    report += errors
+    check(errors)
+
+
+def test_every_array_is_compared(case, computed):
+    compared = {name for ours, _ in computed for name in ours}
+    inputs = {"x", "t", "y", "R"} | {name for name in case.arrays if name.startswith("weights/")}
+    assert case.arrays.keys() - inputs <= compared
+    assert {f"grad_norm/{name}" for name in golden_cases.weights(case)} <= case.arrays.keys()
+
+
+def test_perturbed_arrays_fail(case, computed):
+    """Ten times the tolerance, in one entry of any array, is noticed."""
+    for ours, tolerance in computed:
+        for name in ours.keys() & case.arrays.keys():
+            golden = {**case.arrays, name: perturbed(case.arrays, name, tolerance)[name]}
+            errors = compare(case.name, {name: ours[name]}, golden, tolerance)
+            with pytest.raises(AssertionError, match=f"{case.name}/{name}: "):
+                check(errors)
+
+
+@pytest.mark.parametrize("path", golden_cases.checkpoint_files(), ids=lambda path: path.name)
+def test_openai_checkpoint(path, report):
+    """A file in OpenAI's format, read safely, gives the golden output of the UNet that it belongs to."""
+    state_dict = load_state_dict(path)
+    owners = [case for case in CASES if _same_arrays(golden_cases.weights(case), state_dict)]
+    assert owners, f"{path.name} holds the weights of none of {[case.name for case in CASES]}"
+    for case in owners:
+        network = make_network(**golden_cases.unet_arguments(case.config))
+        params = from_openai(state_dict, abstract_params(network))
+        out = xla.jit(network.apply)(params, nhwc(case.arrays["x"]), case.arrays["t"], labels(case.arrays))
+        golden = {"out of .pt": case.arrays["out"]}
+        errors = compare(f"{path.name} as {case.name}", {"out of .pt": nchw(out)}, golden, OUTPUT)
+        report += errors
+        check(errors)
+        assert _same_arrays(to_openai(params), state_dict)
+
+
+def _same_arrays(a, b) -> bool:
+    """Whether two dicts hold the same names and, bit for bit, the same arrays."""
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)

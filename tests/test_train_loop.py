@@ -1,0 +1,87 @@
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fooddiff.arrays import Batch
+from fooddiff.train.loop import NonFiniteError, Snapshot, read_metrics, train
+from fooddiff.train.state import TrainState, zero_sums
+
+
+def state(step=0):
+    return jax.device_put(
+        TrainState(
+            step=jnp.int32(step), params={}, ema={}, opt_state=(), history=None, sums=zero_sums(),
+            skipped=jnp.int32(0), skipped_total=jnp.int32(0),
+        )
+    )  # fmt: skip
+
+
+@jax.jit
+def count(state, batch, key):
+    """A step whose loss is the number of the step."""
+    sums = state.sums | {"loss": state.sums["loss"] + jnp.stack([state.step + 1.0, jnp.float32(1)])}
+    return dataclasses.replace(state, step=state.step + 1, sums=sums)
+
+
+@jax.jit
+def skip(state, batch, key):
+    return dataclasses.replace(state, step=state.step + 1, skipped=state.skipped + 1, skipped_total=state.skipped_total + 1)
+
+
+class Events:
+    def __init__(self, start, step_fn=count, **settings):
+        self.log = []
+        batches = itertools.repeat(Batch(np.zeros((2, 1, 1, 3), np.uint8), np.zeros(2, np.int32)))
+        settings = dict(steps=7, log_every=2, checkpoint_every=3, max_skipped=4) | settings
+        self.state = train(
+            start,
+            step_fn,
+            (jax.device_put(batch) for batch in batches),
+            jax.device_put(jax.random.key(0)),
+            record=lambda step, values: self.log.append(("record", step, values.get("train/loss"))),
+            snapshots=[Snapshot(4, lambda step, state: self.log.append(("grid", step, int(state.step))))],
+            save=lambda state: self.log.append(("save", int(state.step), float(state.sums["loss"][0]))),
+            **settings,
+        )
+
+
+def test_order_of_events():
+    events = Events(state())
+    assert events.log == [
+        ("record", 2, 1.5),
+        ("save", 3, 3.0),  # the sums of the open window are saved, too
+        ("record", 4, 3.5),
+        ("grid", 4, 4),
+        ("record", 6, 5.5),
+        ("save", 6, 0.0),
+        ("record", 7, 7.0),
+        ("grid", 7, 7),
+        ("save", 7, 0.0),
+    ]
+
+
+def test_a_resumed_run_repeats_no_event():
+    whole, part = Events(state()), Events(state(), steps=4)
+    assert Events(part.state).log == [event for event in whole.log if event[1] > 4]
+
+
+def test_a_finished_run_does_nothing():
+    assert Events(state(7)).log == []
+
+
+def test_stops_when_gradients_stay_non_finite():
+    with pytest.raises(NonFiniteError, match="step 4: the last 4 gradients were not finite"):
+        Events(state(), skip)
+
+
+def test_read_metrics_starts_a_new_window_and_leaves_out_empty_means():
+    values, fresh = read_metrics(count(state(), None, jax.random.key(0)))
+    assert values["train/loss"] == 1.0
+    assert "train/mse" not in values
+    assert not any(math.isnan(value) for value in values.values())
+    assert float(fresh.sums["loss"].sum()) == 0

@@ -1,0 +1,25 @@
+"""The smallest config and model that still have every part, for tests."""
+
+from ml_collections import ConfigDict
+
+from configs import digits
+
+
+def config(workspace, **overrides) -> ConfigDict:
+    """configs/digits.py with four timesteps and one narrow level; overrides are dotted names with __ for dots."""
+    config = digits.get_config()
+    config.data.cache_dir = str(workspace / "cache")
+    config.diffusion.timesteps = 4
+    config.model.channel_mult = (1,)
+    config.model.attention_resolutions = ()
+    config.optimizer.warmup_steps = 0
+    config.train.steps = 4
+    config.train.batch_size = 4
+    config.train.checkpoint_every = 2
+    config.sample.every_steps = 4
+    config.sample.per_class = 1
+    config.sample.batch_size = 4
+    config.sample.classes = ("3", "1")
+    config.log.every_steps = 2
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
+    return config
