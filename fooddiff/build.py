@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fooddiff.arrays import Key
 from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
 from fooddiff.diffusion import losses, reverse, samplers, schedule
 from fooddiff.diffusion.process import GaussianDiffusion, make_process, x0_from_eps
 from fooddiff.model.network import Network, make_network
 from fooddiff.sample.generate import Generator, make_generator
+from fooddiff.train.checkpoint import with_sharding
 from fooddiff.train.objective import Objective, make_objective
+from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_train_step
 
 SCHEDULES = {"linear": schedule.linear_betas, "cosine": schedule.cosine_betas}
@@ -208,8 +211,19 @@ def _adam(*, lr: float, b1: float, b2: float, warmup_steps: int, clip_norm: floa
     return optax.chain(clip, optax.adam(learning_rate, b1=b1, b2=b2))
 
 
-def make_step(config, objective: Objective, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> StepFn:
-    """Builds the train step from config.train and config.ema."""
+class Training(NamedTuple):
+    """A model with the two functions that train it, neither of them compiled yet."""
+
+    model: DiffusionModel
+    init: Callable[[Key], TrainState]
+    step: StepFn
+    abstract_state: TrainState  # shapes, dtypes and shardings
+    replicated: jax.sharding.NamedSharding  # of the state
+    over_data: jax.sharding.NamedSharding  # of a batch
+
+
+def make_training(config, mesh: jax.sharding.Mesh) -> Training:
+    """Builds everything that a train step needs but the data."""
     train, ema = config.train, config.ema
     for field in ("steps", "batch_size", "accumulate", "checkpoint_every", "max_skipped"):
         check_positive(f"train.{field}", train[field])
@@ -222,20 +236,26 @@ def make_step(config, objective: Objective, optimizer: optax.GradientTransformat
             f"config.train.batch_size {train.batch_size} cannot be divided among {mesh.size} devices times "
             f"{train.accumulate} microbatches: expected a multiple of {share}"
         )
-    return make_train_step(objective, optimizer, ema_warmup=ema.warmup, accumulate=train.accumulate)
+    model = make_diffusion_model(config)
+    objective, optimizer = make_training_objective(config, model), make_optimizer(config)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def init(key: Key) -> TrainState:
+        return init_state(key, model.network, optimizer, objective, ema.rates)
+
+    return Training(
+        model,
+        init,
+        make_train_step(objective, optimizer, ema_warmup=ema.warmup, accumulate=train.accumulate),
+        with_sharding(jax.eval_shape(init, jax.random.key(0)), replicated),
+        replicated,
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")),
+    )
 
 
 def make_data_source(config) -> sources.Source:
     """Opens config.data.source."""
-    function = choose("data.source", config.data.source, SOURCES)
-    takes_path = "path" in inspect.signature(function).parameters
-    if takes_path:
-        return function(config.data.path)
-    if config.data.path is not None:
-        raise ConfigError(
-            f"config.data.path is {config.data.path!r}, but the source {config.data.source!r} takes no path"
-        )
-    return function()
+    return choose("data.source", config.data.source, SOURCES)(config.data.path)
 
 
 def make_dataset(config, split: str) -> Dataset:

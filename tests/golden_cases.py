@@ -52,7 +52,7 @@ def diffusion_cases(directory: Path = GOLDEN) -> list[Case]:
 
 
 def spacing_cases(directory: Path = GOLDEN) -> dict[str, list[int]]:
-    """"T|sections" -> the kept timesteps."""
+    """ "T|sections" -> the kept timesteps."""
     return _load_json(directory / "diffusion.json")["space_timesteps"]
 
 

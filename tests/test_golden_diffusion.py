@@ -111,9 +111,7 @@ def maths(case: Case, compile: Callable = lambda fun: fun) -> dict[str, np.ndarr
         posterior = q_posterior(process, x_0, x_t, t)
         model_t = process.model_timesteps[t]
         out = denoise(x_t, model_t, None)
-        loss = golden_cases.make_case_loss(config, process.num_timesteps)(
-            process, param, denoise, x_0, t, eps, None
-        )
+        loss = golden_cases.make_case_loss(config, process.num_timesteps)(process, param, denoise, x_0, t, eps, None)
         step = (process, param, out, x_t, t)
         unclipped, clipped = (reverse_gaussian(*step, clip=clip) for clip in (False, True))
 

@@ -23,7 +23,6 @@ UNETS = {unet.name: unet for unet in golden_cases.unet_cases()}
 INPUTS = {"x0", "eps", "t", "y", "probe_x", "probe_t", "probe_y"}
 
 
-
 def _loss_size(golden, name):
     """1 before the first update and 1 more for each update.
 

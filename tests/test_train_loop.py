@@ -30,7 +30,9 @@ def count(state, batch, key):
 
 @jax.jit
 def skip(state, batch, key):
-    return dataclasses.replace(state, step=state.step + 1, skipped=state.skipped + 1, skipped_total=state.skipped_total + 1)
+    return dataclasses.replace(
+        state, step=state.step + 1, skipped=state.skipped + 1, skipped_total=state.skipped_total + 1
+    )
 
 
 class Events:

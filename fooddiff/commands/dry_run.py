@@ -1,7 +1,6 @@
 """Says what a training run would cost, without touching data or allocating a model."""
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +12,24 @@ from fooddiff import build
 from fooddiff.arrays import Batch
 from fooddiff.model.network import abstract_params
 from fooddiff.train.checkpoint import with_sharding
-from fooddiff.train.state import init_state
 from fooddiff.xla import jit
 
 
 def run(config: ConfigDict) -> None:
     """Prints parameters, FLOPs per step, memory per device and the data plan of a config."""
     mesh = build.make_mesh()
-    model = build.make_diffusion_model(config)
-    objective = build.make_training_objective(config, model)
-    optimizer = build.make_optimizer(config)
-    step_fn = build.make_step(config, objective, optimizer, mesh)
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    over_data = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-
-    key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), replicated)
-    initialise = partial(init_state, network=model.network, optimizer=optimizer, objective=objective,
-                         ema_rates=config.ema.rates)  # fmt: skip
-    state = with_sharding(jax.eval_shape(initialise, key), replicated)
+    training = build.make_training(config, mesh)
+    model, state = training.model, training.abstract_state
+    key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
     n = config.train.batch_size
     batch = with_sharding(
         Batch(jax.ShapeDtypeStruct((n, *model.image_shape), jnp.uint8), jax.ShapeDtypeStruct((n,), jnp.int32)),
-        over_data,
+        training.over_data,
     )
     parameters = sum(math.prod(leaf.shape) for leaf in abstract_params(model.network).values())
-    compiled = jit(step_fn, donate_argnums=0, out_shardings=replicated).lower(state, batch, key).compile()
+    compiled = (
+        jit(training.step, donate_argnums=0, out_shardings=training.replicated).lower(state, batch, key).compile()
+    )
     flops = compiled.cost_analysis()["flops"] * mesh.size
     memory = compiled.memory_analysis()
     data, train = config.data, config.train

@@ -13,10 +13,10 @@ from fooddiff.commands import workdir as workdirs
 from fooddiff.data.feed import device_batches
 from fooddiff.sample.generate import Generator, generate_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
-from fooddiff.train.checkpoint import Checkpoints, with_sharding
+from fooddiff.train.checkpoint import Checkpoints
 from fooddiff.train.loop import Snapshot, train
 from fooddiff.train.record import Recorder, write_atomically
-from fooddiff.train.state import TrainState, init_state
+from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
@@ -32,14 +32,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         workdirs.WorkdirError: the workdir belongs to another config.
     """
     mesh = build.make_mesh()
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    over_data = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-
-    model = build.make_diffusion_model(config)
-    objective = build.make_training_objective(config, model)
-    optimizer = build.make_optimizer(config)
-    step_fn = build.make_step(config, objective, optimizer, mesh)
-    generator = _grid_generator(config, model, mesh)
+    training = build.make_training(config, mesh)
+    generator = _grid_generator(config, training.model, mesh)
     workdirs.check(workdir, config)
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
@@ -47,10 +41,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     workdirs.claim(workdir, config)  # not before the data are there: a start that failed leaves the directory free
     log.info("%d training images of %d classes", len(dataset.labels), len(dataset.class_names))
 
-    key = jax.device_put(jax.random.key(config.seed), replicated)
-    initialise = partial(init_state, network=model.network, optimizer=optimizer, objective=objective,
-                         ema_rates=config.ema.rates)  # fmt: skip
-    like = with_sharding(jax.eval_shape(initialise, key), replicated)
+    key = jax.device_put(jax.random.key(config.seed), training.replicated)
     meta = {
         "config": workdirs.to_json(config),
         "class_names": list(dataset.class_names),
@@ -61,16 +52,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
     with Checkpoints(workdir, max_to_keep=config.train.keep_checkpoints) as checkpoints:
         if steps := checkpoints.steps():
             _check_data(checkpoints.meta(steps[-1]), meta, workdir)
-            state = checkpoints.restore(steps[-1], like)
+            state = checkpoints.restore(steps[-1], training.abstract_state)
             log.info("resumed at step %d of %d", steps[-1], config.train.steps)
         else:
-            state = jit(initialise, out_shardings=replicated)(key)
+            state = jit(training.init, out_shardings=training.replicated)(key)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)
 
         batches = device_batches(
             dataset, seed=config.seed, batch_size=config.train.batch_size, start_step=int(state.step),
-            flip=config.data.flip, sharding=over_data,
+            flip=config.data.flip, sharding=training.over_data,
         )  # fmt: skip
         with Recorder(
             workdir, resume_step=int(state.step), wandb_project=config.log.wandb_project, config=meta["config"]
@@ -78,7 +69,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             draw_grids = partial(_draw_grids, config, generator, dataset.class_names, workdir, recorder)
             train(
                 state,
-                jit(step_fn, donate_argnums=0, out_shardings=replicated),
+                jit(training.step, donate_argnums=0, out_shardings=training.replicated),
                 batches,
                 key,
                 steps=config.train.steps,

@@ -118,7 +118,7 @@ def _normal_cdf(x: Array) -> Array:
 
 
 def _tanh(x: Array) -> Array:
-    """tanh with the right rounding near -1 and 1, which XLA's own approximation misses by some units.
+    """Hyperbolic tangent with the right rounding near -1 and 1, which XLA's own approximation misses by some units.
 
     A bin far out in a tail has a probability of a few such units, or of none, so the decoder's bits depend on them.
     """

@@ -59,7 +59,7 @@ def make_tables(
         rescale_timesteps: feed the network t * 1000 / T of the original process instead of t.
 
     Returns:
-        A process whose leaves are NumPy arrays (float64, and int64 for `timesteps`).
+        A process whose leaves are NumPy arrays: float64, but int64 for `timesteps` and float32 for `model_timesteps`.
 
     Raises:
         ValueError: betas outside (0, 1), fewer than two steps, or indices that are not ascending in [0, T).

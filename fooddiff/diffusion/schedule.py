@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def cosine_betas(timesteps: int) -> np.ndarray:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
     edges = [alpha_bar(i / timesteps) for i in range(timesteps + 1)]
-    return np.array([min(1 - after / before, MAX_BETA) for before, after in zip(edges, edges[1:], strict=False)])
+    return np.array([min(1 - after / before, MAX_BETA) for before, after in pairwise(edges)])
 
 
 def evenly_spaced(timesteps: int, counts: Sequence[int]) -> list[int]:
@@ -98,7 +99,8 @@ def integer_stride(timesteps: int, count: int) -> list[int]:
     possible = sorted({len(range(0, timesteps, stride)) for stride in range(1, timesteps)})
     nearest = sorted(possible, key=lambda n: abs(n - count))[:4]
     raise ValueError(
-        f"no integer stride keeps exactly {count} of {timesteps} timesteps; the nearest possible counts are {sorted(nearest)}"
+        f"no integer stride keeps exactly {count} of {timesteps} timesteps; "
+        f"the nearest possible counts are {sorted(nearest)}"
     )
 
 

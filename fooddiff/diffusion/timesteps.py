@@ -19,9 +19,7 @@ class LossHistory:
 
 def empty_history(num_timesteps: int, per_term: int = 10) -> LossHistory:
     """A history without losses. K = 10 is the value of IDDPM section 3.3."""
-    return LossHistory(
-        losses=jnp.zeros((num_timesteps, per_term)), counts=jnp.zeros((num_timesteps,), jnp.int32)
-    )
+    return LossHistory(losses=jnp.zeros((num_timesteps, per_term)), counts=jnp.zeros((num_timesteps,), jnp.int32))
 
 
 def update_history(history: LossHistory, t: Timestep, loss: PerExample) -> LossHistory:

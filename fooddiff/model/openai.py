@@ -6,7 +6,6 @@ Knows names and axes only; reading a file is `torch_file`'s task.
 import re
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 
 from fooddiff.arrays import Params
@@ -74,25 +73,23 @@ def from_openai(state_dict: Mapping[str, np.ndarray], like: Params) -> Params:
     Raises:
         ValueError: the file is of another architecture; names the first tensors that do not fit.
     """
-    expected = {
-        openai_name(name): (name, jax.eval_shape(lambda value, name=name: _to_torch_layout(name, value), value).shape)
-        for name, value in like.items()
-    }
-    problems = [f"{name}: the model has {shape}, the file lacks it" for name, (_, shape) in expected.items() if name not in state_dict]
-    problems += [f"{name}: the file has {value.shape}, the model lacks it" for name, value in state_dict.items() if name not in expected]
-    problems += [
-        f"{name}: the model has {shape}, the file has {state_dict[name].shape}"
-        for name, (_, shape) in expected.items()
-        if name in state_dict and state_dict[name].shape != shape
+    weightless = {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in like.items()}
+    expected = {name: value.shape for name, value in to_openai(weightless).items()}
+    found = {name: value.shape for name, value in state_dict.items()}
+    problems = [
+        f"{name}: the model has {expected.get(name, 'none')}, the file has {found.get(name, 'none')}"
+        for name in expected | found
+        if expected.get(name) != found.get(name)
     ]
     if problems:
         shown = "\n  ".join(problems[:5])
         raise ValueError(
-            f"the checkpoint is of another architecture: {len(problems)} tensors do not fit this model, first\n  {shown}"
+            "the checkpoint is of another architecture: "
+            f"{len(problems)} tensors do not fit this model, first\n  {shown}"
         )
     return {
-        ours: _from_torch_layout(ours, state_dict[theirs].astype(np.float32), like[ours].shape)
-        for theirs, (ours, _) in expected.items()
+        name: _from_torch_layout(name, state_dict[openai_name(name)].astype(np.float32), leaf.shape)
+        for name, leaf in like.items()
     }
 
 

@@ -42,8 +42,8 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         path: a file in torch's zip format (since torch 1.6) or in the older stream format.
 
     Returns:
-        Parameter name -> array, possibly read-only, in the file's order and with the file's dtypes (bfloat16
-        is that of `jax.numpy`).
+        Parameter name -> read-only view of the file's numbers, in the file's order and dtypes (bfloat16 is
+        that of `jax.numpy`).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,9 +54,7 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         try:
             state, storages = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
             return {name: _array(name, tensor, storages) for name, tensor in _named_tensors(state)}
-        except (
-            Exception
-        ) as error:  # hostile bytes make the pickle and zip modules raise nearly every type there is
+        except Exception as error:  # hostile bytes make the pickle and zip modules raise nearly every type there is
             raise ValueError(f"{path} is not a state dict of torch.save, or is not whole: {error}") from error
 
 
@@ -99,9 +97,7 @@ class _Function(NamedTuple):
         return self.call(*args)
 
 
-def _rebuild_tensor(
-    storage, offset, size, stride, requires_grad=False, backward_hooks=None, metadata=None
-) -> _Tensor:
+def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, backward_hooks=None, metadata=None) -> _Tensor:
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise ValueError("a tensor is not described by a storage, an offset, a size and a stride")
     return _Tensor(storage, offset, size, stride)
@@ -134,11 +130,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         """Called for every reference to a storage."""
         kind, storage_type, key, _, numel, *view = pid
-        if (
-            kind != "storage"
-            or not isinstance(storage_type, _StorageType)
-            or any(part is not None for part in view)
-        ):
+        if kind != "storage" or not isinstance(storage_type, _StorageType) or any(part is not None for part in view):
             raise ValueError("it refers to storages in an unknown way")
         if not isinstance(key, str) or type(numel) is not int or numel < 0:
             raise ValueError(f"storage {key!a} has no valid size")
@@ -161,9 +153,7 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
         raise ValueError(f"its byte order is {byteorder[:10]!a}, expected little")
     state = _Unpickler(io.BytesIO(archive.read(pickles[0]))).load()
     prefix = f"{folder}data/"
-    return state, {
-        name.removeprefix(prefix): archive.read(name) for name in members if name.startswith(prefix)
-    }
+    return state, {name.removeprefix(prefix): archive.read(name) for name in members if name.startswith(prefix)}
 
 
 def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
@@ -180,9 +170,7 @@ def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
         (numel,) = struct.unpack("<q", file.read(8))
         left = os.fstat(file.fileno()).st_size - file.tell()
         if not 0 <= numel * sizes[key] <= left:
-            raise ValueError(
-                f"storage {key!a} should have {numel} numbers, but only {left} bytes are left: truncated"
-            )
+            raise ValueError(f"storage {key!a} should have {numel} numbers, but only {left} bytes are left: truncated")
         storages[key] = file.read(numel * sizes[key])
     return state, storages
 
@@ -203,22 +191,14 @@ def _array(name: str, tensor: _Tensor, storages: Mapping[str, bytes]) -> np.ndar
     (key, dtype, numel), offset, size, stride = tensor
     content = storages.get(key)
     if content is None or len(content) != numel * dtype.itemsize:
-        raise ValueError(
-            f"{name!a} needs {numel} {dtype} of storage {key!a}, which has {len(content or b'')} bytes"
-        )
+        raise ValueError(f"{name!a} needs {numel} {dtype} of storage {key!a}, which has {len(content or b'')} bytes")
     if len(size) != len(stride) or any(type(x) is not int or x < 0 for x in (offset, *size, *stride)):
-        raise ValueError(
-            f"{name!a} has offset {offset!a}, size {size!a}, stride {stride!a}: expected integers >= 0"
-        )
+        raise ValueError(f"{name!a} has offset {offset!a}, size {size!a}, stride {stride!a}: expected integers >= 0")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > numel or (math.prod(size) and last >= numel):
-        raise ValueError(
-            f"{name!a} of size {size} at offset {offset} reaches outside its storage of {numel} numbers"
-        )
+        raise ValueError(f"{name!a} of size {size} at offset {offset} reaches outside its storage of {numel} numbers")
     if not math.prod(size):
-        return np.zeros(size, dtype)
+        return np.empty(size, dtype)
     flat = np.frombuffer(content, dtype)[offset:]
     strides = [step * dtype.itemsize for step in stride]
-    return np.ascontiguousarray(
-        np.lib.stride_tricks.as_strided(flat, size, strides, writeable=False)
-    ).reshape(size)
+    return np.lib.stride_tricks.as_strided(flat, size, strides, writeable=False)

@@ -282,7 +282,8 @@ class UNet(nnx.Module):
             )
         if unknown := sorted(set(attention_resolutions) - set(resolutions)):
             raise ValueError(
-                f"attention_resolutions {unknown} never occur in this UNet: its feature maps have the sizes {resolutions}"
+                f"attention_resolutions {unknown} never occur in this UNet: "
+                f"its feature maps have the sizes {resolutions}"
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
@@ -295,7 +296,9 @@ class UNet(nnx.Module):
         self.time_in = linear(model_channels, embed_dim, rngs=rngs)
         self.time_out = linear(embed_dim, embed_dim, rngs=rngs)
         normal = nnx.initializers.normal(1.0)
-        self.label = None if num_classes is None else nnx.Embed(num_classes, embed_dim, embedding_init=normal, rngs=rngs)
+        self.label = (
+            None if num_classes is None else nnx.Embed(num_classes, embed_dim, embedding_init=normal, rngs=rngs)
+        )
 
         down = [Stage([conv(in_channels, model_channels, 3, **layer)])]
         skips = [model_channels]

@@ -41,11 +41,11 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         history, sums = objective.observe(state.history, examples, terms)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         norms = {
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(params),
-            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
         }
         sums = dict(sums) | {name: jnp.stack([norm, jnp.ones(())]) for name, norm in norms.items()}
 

@@ -1,0 +1,76 @@
+"""Bad config values are refused with an error that names the value and what is allowed."""
+
+import jax
+import pytest
+
+from fooddiff import build
+from tests import tiny
+
+
+def build_all(config):
+    build.make_training(config, build.make_mesh())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("diffusion__timesteps", 1, "at least 2 timesteps, got 1"),
+        ("diffusion__schedule", "sine", "config.diffusion.schedule is 'sine', expected one of linear, cosine"),
+        ("diffusion__prediction", "v", "expected one of eps, x_0"),
+        ("diffusion__variance", "learned", "expected one of fixed_small, fixed_large, learned_range"),
+        ("diffusion__variance", "fixed_large", "expected 'learned_range'"),
+        ("objective__name", "l1", "expected one of mse, hybrid, vlb"),
+        ("objective__name", "mse", "config.objective has no field vb_weight"),
+        ("objective__timestep_sampling", "loss", "expected one of uniform, loss_second_moment"),
+        ("model__attention_resolutions", (16,), r"attention_resolutions \[16\] never occur .* sizes \[8\]"),
+        ("model__channel_mult", (1, 1, 1, 1, 1), "image_size 8 cannot be halved 4 times"),
+        ("model__model_channels", 48, "multiple of 32 channels, got 48"),
+        ("model__num_heads", 5, "cannot be divided among 5 attention heads"),
+        ("model__dtype", "float16", "expected one of float32, bfloat16"),
+        ("model__dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
+        ("optimizer__lr", -1.0, "lr is -1.0, expected a positive"),
+        ("optimizer__b1", 1.0, "b1 is 1.0"),
+        ("optimizer__warmup_steps", -1, "warmup_steps is -1"),
+        ("optimizer__clip_norm", 0.0, "clip_norm is 0.0"),
+        ("ema__rates", (1.0,), r"config.ema.rates has 1.0"),
+        ("train__steps", 0, "config.train.steps is 0, expected at least 1"),
+        ("train__batch_size", 3, "batch_size 3 cannot be divided among 2 devices"),
+        ("train__accumulate", 3, "expected a multiple of 6"),
+    ],
+)
+def test_bad_values_are_named(tmp_path, field, value, message):
+    with pytest.raises(build.ConfigError, match=message):
+        build_all(tiny.config(tmp_path, **{field: value}))
+
+
+def test_unknown_and_missing_fields_are_named(tmp_path):
+    config = tiny.config(tmp_path)
+    with config.unlocked():
+        config.model.num_blocks = 2
+    with pytest.raises(
+        build.ConfigError, match=r"config.model has no field num_blocks; its fields are .*num_res_blocks"
+    ):
+        build_all(config)
+    config = tiny.config(tmp_path)
+    with config.unlocked():
+        del config.optimizer.lr
+    with pytest.raises(build.ConfigError, match=r"config.optimizer lacks lr"):
+        build_all(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (dict(data__source="food102"), "expected one of food101, archive, folder, digits"),
+        (dict(data__path="somewhere"), "digits"),
+        (dict(data__image_size=0), "config.data.image_size is 0"),
+        (dict(model__num_classes=11), "config.model.num_classes is 11, but digits has 10 classes"),
+    ],
+)
+def test_bad_data_settings_are_named(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build.make_dataset(tiny.config(tmp_path, **overrides), "train")
+
+
+def test_the_mesh_holds_every_device():
+    assert build.make_mesh().size == jax.device_count() == 2

@@ -1,0 +1,57 @@
+"""Every file in configs/ builds: init, step and sampling are traced without allocating anything."""
+
+import importlib
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fooddiff import build
+from fooddiff.arrays import Batch
+from fooddiff.model.network import abstract_params
+
+NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_init_step_and_sample_fit_together(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    mesh = build.make_mesh()
+    training = build.make_training(config, mesh)
+    model, state = training.model, training.abstract_state
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    n = config.train.batch_size
+    batch = Batch(jax.ShapeDtypeStruct((n, *model.image_shape), jnp.uint8), jax.ShapeDtypeStruct((n,), jnp.int32))
+    after = jax.eval_shape(training.step, state, batch, key)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    sample = config.sample
+    generate = build.make_sampler(model, mesh, sampler=sample.sampler, steps=sample.steps, eta=sample.eta)
+    ids = jax.ShapeDtypeStruct((sample.batch_size, 2), jnp.int32)
+    images = jax.eval_shape(generate, state.params, key, ids)
+    assert images.shape == (sample.batch_size, *model.image_shape)
+    assert images.dtype == jnp.uint8
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("hybrid", 92_080_902), ("mse", 92_077_443)])
+def test_parameter_counts_of_the_reports_models(name, parameters):
+    model = build.make_diffusion_model(importlib.import_module(f"configs.{name}").get_config())
+    assert sum(math.prod(leaf.shape) for leaf in abstract_params(model.network).values()) == parameters
+
+
+def test_the_bounds_weight_follows_the_number_of_timesteps():
+    config = importlib.import_module("configs.hybrid").get_config()
+    assert config.objective.vb_weight == 0.2
+    config.diffusion.timesteps = 1000
+    assert config.objective.vb_weight == 1.0
+
+
+def test_the_tiny_experiment_differs_only_in_the_objective():
+    tiny = importlib.import_module("configs.food101_tiny")
+    hybrid, mse = (dict(tiny.get_config(objective).to_dict()) for objective in ("hybrid", "mse"))
+    assert {section for section in hybrid if hybrid[section] != mse[section]} == {"diffusion", "objective"}
+    with pytest.raises(ValueError, match="hybrid or mse, got 'l2'"):
+        tiny.get_config("l2")

@@ -1,0 +1,106 @@
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fooddiff.model.network import abstract_params, make_network
+from fooddiff.model.openai import from_openai, openai_name, to_openai
+
+IMAGENET64 = Path(__file__).parent / "golden" / "openai_imagenet64_shapes.json"
+TINY = dict(
+    image_size=8,
+    out_channels=6,
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(4,),
+    num_heads=2,
+    num_classes=3,
+)
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return abstract_params(make_network(**TINY))
+
+
+@pytest.fixture(scope="module")
+def params(shapes):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def test_names_and_shapes_of_the_published_imagenet64_model():
+    network = make_network(
+        image_size=64,
+        out_channels=6,
+        model_channels=192,
+        channel_mult=(1, 2, 3, 4),
+        num_res_blocks=3,
+        attention_resolutions=(16, 8),
+        num_heads=4,
+        num_classes=1000,
+        scale_shift_norm=True,
+    )
+    weightless = {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in abstract_params(network).items()}
+    published = {name: tuple(shape) for name, shape in json.loads(IMAGENET64.read_text()).items()}
+    assert {name: value.shape for name, value in to_openai(weightless).items()} == published
+
+
+def test_export_and_import_are_bitwise_inverses(params, shapes):
+    again = from_openai(to_openai(params), shapes)
+    assert again.keys() == params.keys()
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_import_takes_lower_precision_and_gives_float32(params, shapes):
+    half = {name: value.astype(np.float16) for name, value in to_openai(params).items()}
+    imported = from_openai(half, shapes)
+    assert {value.dtype for value in imported.values()} == {np.dtype(np.float32)}
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float16)), imported, params)
+
+
+def test_layouts_are_torchs(params):
+    exported = to_openai(params)
+    kernel = params["down.1.layers.0.conv_in.kernel"]
+    assert kernel.shape == (3, 3, 32, 32)
+    np.testing.assert_array_equal(exported["input_blocks.1.0.in_layers.2.weight"], kernel.transpose(3, 2, 0, 1))
+    np.testing.assert_array_equal(exported["time_embed.0.weight"], params["time_in.kernel"].T)
+    np.testing.assert_array_equal(exported["label_emb.weight"], params["label.embedding"])
+    assert exported["middle_block.1.qkv.weight"].shape == (192, 64, 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("time_out.bias", "time_embed.2.bias"),
+        ("down.0.layers.0.kernel", "input_blocks.0.0.weight"),
+        ("down.2.layers.0.conv.kernel", "input_blocks.2.0.op.weight"),
+        ("up.1.layers.2.conv.bias", "output_blocks.1.2.conv.bias"),
+        ("up.0.layers.0.skip.kernel", "output_blocks.0.0.skip_connection.weight"),
+        ("middle.layers.1.out.kernel", "middle_block.1.proj_out.weight"),
+        ("norm_out.scale", "out.0.weight"),
+        ("conv_out.bias", "out.2.bias"),
+    ],
+)
+def test_names(ours, theirs):
+    assert openai_name(ours) == theirs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(num_classes=None), r"label_emb.weight: the model has none, the file has \(3, 128\)"),
+        (dict(num_classes=4), r"label_emb.weight: the model has \(4, 128\), the file has \(3, 128\)"),
+        (dict(out_channels=3), r"2 tensors do not fit.*\n  out.2.bias: the model has \(3,\)"),
+        (dict(num_res_blocks=2), r"input_blocks.\S+: the model has .*, the file has none"),
+        (dict(scale_shift_norm=False), r"emb_layers.1.weight: the model has \(32, 128\), the file has \(64, 128\)"),
+    ],
+)
+def test_another_architecture_names_the_first_tensors(params, change, message):
+    other = abstract_params(make_network(**(TINY | change)))
+    with pytest.raises(ValueError, match=message) as error:
+        from_openai(to_openai(params), other)
+    assert len(str(error.value).splitlines()) <= 6

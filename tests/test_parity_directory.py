@@ -1,0 +1,80 @@
+"""The golden tests follow the directory that they are pointed at: any names, and no difference goes unnoticed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).parent
+FILES = [TESTS / f"test_golden_{part}.py" for part in ("diffusion", "unet", "trajectory")]
+
+pytestmark = pytest.mark.slow
+
+
+def run(directory: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *FILES, "-vv", "--tb=short", "-p", "no:cacheprovider"],
+        env=os.environ | {"FOODDIFF_GOLDEN_DIR": str(directory)},
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def renamed(tmp_path):
+    """A copy of the golden directory in which every case has another name."""
+    source, target = TESTS / "golden", tmp_path / "renamed"
+    target.mkdir()
+    manifest = json.loads((source / "diffusion.json").read_text())
+    manifest["cases"] = {f"other_{name}": config for name, config in manifest["cases"].items()}
+    (target / "diffusion.json").write_text(json.dumps(manifest))
+    with np.load(source / "diffusion.npz", allow_pickle=False) as arrays:
+        renamed = {name if name.startswith("resampler") else f"other_{name}": arrays[name] for name in arrays}
+    np.savez(target / "diffusion.npz", **renamed)
+    for path in [*source.glob("unet_*"), *source.glob("openai_unet_*.pt")]:
+        shutil.copy(path, target / path.name.replace("unet_", "unet_other_"))
+    trajectory = json.loads((source / "trajectory.json").read_text())
+    trajectory["unet"] = f"other_{trajectory['unet']}"
+    (target / "trajectory.json").write_text(json.dumps(trajectory))
+    shutil.copy(source / "trajectory.npz", target)
+    return target
+
+
+def test_other_names_of_cases(renamed):
+    result = run(renamed)
+    assert result.returncode == 0, result.stdout[-3000:]
+    for name in json.loads((renamed / "diffusion.json").read_text())["cases"]:
+        assert f"test_equals_reference[{name}] PASSED" in result.stdout
+    for path in renamed.glob("unet_*.json"):
+        assert f"test_equals_reference[{path.stem.removeprefix('unet_')}] PASSED" in result.stdout
+    for path in renamed.glob("*.pt"):
+        assert f"test_openai_checkpoint[{path.name}] PASSED" in result.stdout
+
+
+def test_changed_files_fail(renamed):
+    """In each of four arrays one entry, the largest, is moved by ten times its tolerance."""
+    case = next(iter(json.loads((renamed / "diffusion.json").read_text())["cases"]))
+    unet = json.loads((renamed / "trajectory.json").read_text())["unet"]
+    changes = [
+        ("diffusion.npz", f"{case}/posterior_mean_coef1", 1e-11),
+        ("diffusion.npz", f"{case}/p_sample", 1e-4),
+        (f"unet_{unet}.npz", "out", 1e-3),
+        ("trajectory.npz", "loss", 1e-2),
+    ]
+    for file, array, relative in changes:
+        with np.load(renamed / file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        entry = np.unravel_index(np.abs(arrays[array]).argmax(), arrays[array].shape)
+        arrays[array][entry] *= 1 + relative
+        np.savez(renamed / file, **arrays)
+    result = run(renamed)
+    assert result.returncode == 1
+    for owner, name in [(case, "posterior_mean_coef1"), (case, "p_sample"), (unet, "out"), ("trajectory", "loss")]:
+        assert f"{owner}/{name}: " in result.stdout
