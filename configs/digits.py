@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.train.steps = 2000
     config.train.batch_size = 64
     config.train.checkpoint_every = 500
+    config.eval.every_steps = 500
     config.sample.every_steps = 500
     config.sample.batch_size = 80
     config.sample.per_class = 8

@@ -34,6 +34,7 @@ def get_config(objective: str = "hybrid") -> ConfigDict:
     config.train.steps = 20_000
     config.train.batch_size = 32
     config.train.checkpoint_every = 1000
+    config.eval.every_steps = 1000
     config.sample.every_steps = 1000
     config.log.every_steps = 50
     return config

@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     timesteps = FieldReference(200)
     config = ConfigDict()
     config.seed = 777
+    config.init_from = placeholder(str)  # fine-tuning: a workdir whose newest averaged weights a new run starts from
 
     config.data = ConfigDict()
     config.data.source = "food101"  # food101 (downloads 5 GB through TFDS), archive, folder or digits
@@ -32,7 +33,9 @@ def get_config() -> ConfigDict:
 
     config.objective = ConfigDict()
     config.objective.name = "hybrid"  # or mse, vlb, which have no vb_weight
-    config.objective.vb_weight = timesteps / 1000  # of the bound's term in bits/dim; follows config.diffusion.timesteps
+    config.objective.vb_weight = (
+        timesteps.to_float() / 1000
+    )  # of the bound's term in bits/dim; follows config.diffusion.timesteps
     config.objective.timestep_sampling = "uniform"  # or loss_second_moment
 
     config.model = ConfigDict()
@@ -74,6 +77,15 @@ def get_config() -> ConfigDict:
     config.sample.sampler = "ancestral"  # or ddim
     config.sample.steps = placeholder(int)  # network calls per image; None takes every timestep
     config.sample.eta = 0.0  # noise of ddim
+
+    config.eval = ConfigDict()  # during training; samples are drawn as config.sample says
+    config.eval.every_steps = 15_000
+    config.eval.inception = placeholder(str)  # path or URL of the Inception weights; None: no evaluation in training
+    config.eval.features = ("64",)  # 64, 192, 768, 2048
+    config.eval.resize = "tf1"  # or half_pixel, clean_bicubic
+    config.eval.per_class = placeholder(int)  # samples of each class; None takes as many as the test split has
+    config.eval.weights = ("raw", "ema")
+    config.eval.cache_dir = "data/cache"  # features and reference statistics
 
     config.log = ConfigDict()
     config.log.every_steps = 100

@@ -5,6 +5,7 @@ A config section is the keyword arguments of one constructor, so a misspelt fiel
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,17 +13,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fooddiff.arrays import Key
+from fooddiff.arrays import Key, Params
 from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
 from fooddiff.diffusion import losses, reverse, samplers, schedule
 from fooddiff.diffusion.process import GaussianDiffusion, make_process, x0_from_eps
+from fooddiff.eval import resize
 from fooddiff.model.network import Network, make_network
 from fooddiff.sample.generate import Generator, make_generator
 from fooddiff.train.checkpoint import with_sharding
 from fooddiff.train.objective import Objective, make_objective
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_train_step
+from fooddiff.xla import jit
 
 SCHEDULES = {"linear": schedule.linear_betas, "cosine": schedule.cosine_betas}
 PREDICTIONS = {
@@ -37,6 +40,7 @@ VARIANCES = {
 OBJECTIVES = {"mse": losses.mse_loss, "hybrid": losses.hybrid_loss, "vlb": losses.vlb_loss}
 IMPORTANCE_SAMPLING = {"uniform": False, "loss_second_moment": True}
 SAMPLERS = {"ancestral": samplers.ancestral_step, "ddim": samplers.ddim_step}
+RESIZE = {"tf1": resize.tf1, "half_pixel": resize.half_pixel, "clean_bicubic": resize.clean_bicubic}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SOURCES = {
     "food101": sources.food101,
@@ -251,6 +255,26 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
         replicated,
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")),
     )
+
+
+def first_state(training: Training, key: Key, weights: Params) -> TrainState:
+    """Makes the state before the first step, on the devices.
+
+    Args:
+        training: from `make_training`.
+        key: the run's root key.
+        weights: parameters to start from, by name; those that are not among them start at random.
+
+    Returns:
+        The state. Every average equals the parameters, and every leaf has a buffer of its own.
+    """
+
+    def init(key: Key, weights: Params) -> TrainState:
+        state = training.init(key)
+        params = state.params | jax.tree.map(jnp.copy, weights)
+        return replace(state, params=params, ema={rate: jax.tree.map(jnp.copy, params) for rate in state.ema})
+
+    return jit(init, out_shardings=training.replicated)(key, weights)
 
 
 def make_data_source(config) -> sources.Source:

@@ -4,11 +4,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from golden_cases import GOLDEN
+from random_stem import random_stem
 
 from fooddiff.eval import extract as extract_module
 from fooddiff.eval import inception, resize
@@ -19,8 +20,7 @@ from fooddiff.eval.stats import feature_stats
 
 @functools.cache
 def stem():
-    with np.load(GOLDEN / "inception_stem_random.npz") as file:
-        return inception.fold(file, ("64",))
+    return inception.fold(random_stem(), ("64",))
 
 
 def make(batch_size, devices=None):
@@ -133,22 +133,25 @@ RUN = """
     import sys
     from pathlib import Path
     import numpy as np
+    from random_stem import random_stem
     from fooddiff.eval import extract, inception, resize
     extract.CHUNK = 8
-    with np.load(sys.argv[1]) as file:
-        params = inception.fold(file, ("64",))
+    params = inception.fold(random_stem(), ("64",))
     run = extract.make_extract(params, ("64",), resize=resize.tf1, batch_size=4)
     x = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    for chunk in extract.feature_chunks(x, run, identity={}, folder=Path(sys.argv[2]), progress=int):
+    for chunk in extract.feature_chunks(x, run, identity={}, folder=Path(sys.argv[1]), progress=int):
         print("chunk", chunk["64"].sum(dtype="f8").hex(), flush=True)
 """
 
 
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_ends_with_the_same_bits(tmp_path):
+    tests = Path(__file__).resolve().parent
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{tests.parent}:{tests}"}
+
     def start(folder):
-        command = [sys.executable, "-c", textwrap.dedent(RUN), GOLDEN / "inception_stem_random.npz", tmp_path / folder]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        command = [sys.executable, "-c", textwrap.dedent(RUN), tmp_path / folder]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
     whole = start("whole").communicate()[0]
     killed = start("killed")

@@ -8,19 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from golden_cases import GOLDEN
+from random_stem import random_stem
 from test_model_torch_file import of, zip_bytes
 
 from fooddiff.eval import weights
 from fooddiff.eval.weights import InceptionWeights, load_inception, metric_name
 
-STEM = GOLDEN / "inception_stem_random.npz"
-
-
-@functools.cache
-def stem():
-    with np.load(STEM) as file:
-        return dict(file)
+stem = functools.cache(random_stem)
 
 
 def pth_bytes(arrays):
@@ -119,7 +113,7 @@ def test_weights_that_cannot_be_right_are_refused(tmp_path, change, message, suf
 
 def test_a_slice_serves_only_the_features_that_it_covers(tmp_path):
     with pytest.raises(ValueError, match=r"lacks .*Conv2d_3b_1x1\.conv\.weight.*shallower"):
-        load_inception(STEM, ("64", "192"), cache_dir=tmp_path)
+        load_inception(write(tmp_path / "w.npz", stem()), ("64", "192"), cache_dir=tmp_path)
 
 
 def test_files_that_are_not_there_or_not_weights(tmp_path):
@@ -132,10 +126,11 @@ def test_files_that_are_not_there_or_not_weights(tmp_path):
 
 
 def test_the_hash_is_checked_where_it_is_given(tmp_path):
-    right = sha256(STEM.read_bytes())
-    load_inception(STEM, ("64",), cache_dir=tmp_path, sha256=right)
+    path = write(tmp_path / "w.npz", stem())
+    right = sha256(path.read_bytes())
+    load_inception(path, ("64",), cache_dir=tmp_path, sha256=right)
     with pytest.raises(ValueError, match=f"{right}, expected 00"):
-        load_inception(STEM, ("64",), cache_dir=tmp_path, sha256="00")
+        load_inception(path, ("64",), cache_dir=tmp_path, sha256="00")
 
 
 class Server:

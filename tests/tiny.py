@@ -17,6 +17,8 @@ def config(workspace, **overrides) -> ConfigDict:
     config.train.batch_size = 4
     config.train.checkpoint_every = 2
     config.sample.every_steps = 4
+    config.eval.every_steps = 2
+    config.eval.cache_dir = str(workspace / "cache")
     config.sample.per_class = 1
     config.sample.batch_size = 4
     config.sample.classes = ("3", "1")

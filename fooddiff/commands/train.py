@@ -1,15 +1,20 @@
 """Trains a config in a workdir, or goes on with it."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff import build
+from fooddiff.arrays import Key
+from fooddiff.commands import evaluate
 from fooddiff.commands import workdir as workdirs
+from fooddiff.commands.fine_tune import starting_weights
 from fooddiff.data.feed import device_batches
 from fooddiff.sample.generate import Generator, generate_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
@@ -27,9 +32,12 @@ GRID_SEED = 0  # the grids of all runs start from the same noise, so that they c
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains to config.train.steps; resumes from the newest checkpoint if the workdir has one.
 
+    A new run starts at random, or from the weights that config.init_from names.
+
     Raises:
         build.ConfigError: a config value that cannot be.
-        workdirs.WorkdirError: the workdir belongs to another config.
+        workdirs.WorkdirError: the workdir belongs to another config or to other data, or config.init_from does not fit.
+        FileNotFoundError: config.init_from holds no checkpoint.
     """
     mesh = build.make_mesh()
     training = build.make_training(config, mesh)
@@ -37,25 +45,30 @@ def run(config: ConfigDict, workdir: Path) -> None:
     workdirs.check(workdir, config)
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
+    resuming = workdirs.has_checkpoint(workdir)
+    if not resuming and config.init_from is not None and not workdirs.has_checkpoint(Path(config.init_from)):
+        raise FileNotFoundError(f"config.init_from is {config.init_from!r}, a directory without a checkpoint of a run")
     dataset = build.make_dataset(config, "train")
-    workdirs.claim(workdir, config)  # not before the data are there: a start that failed leaves the directory free
+    key = jax.device_put(jax.random.key(config.seed), training.replicated)
+    state, origin = (None, None) if resuming else _first_state(config, training, mesh, dataset.class_names, key)
+    workdirs.claim(workdir, config)  # not before all of that is there: a start that failed leaves the directory free
     log.info("%d training images of %d classes", len(dataset.labels), len(dataset.class_names))
 
-    key = jax.device_put(jax.random.key(config.seed), training.replicated)
     meta = {
         "config": workdirs.to_json(config),
         "class_names": list(dataset.class_names),
         "data_sha256": dataset.manifest["sha256"],
         "versions": workdirs.versions(),
+        "origin": origin,
     }
 
     with Checkpoints(workdir, max_to_keep=config.train.keep_checkpoints) as checkpoints:
         if steps := checkpoints.steps():
-            _check_data(checkpoints.meta(steps[-1]), meta, workdir)
+            saved = checkpoints.meta(steps[-1])
+            _check_data(saved, meta, workdir, conditional=training.model.num_classes is not None)
+            meta["origin"] = saved.get("origin")
             state = checkpoints.restore(steps[-1], training.abstract_state)
             log.info("resumed at step %d of %d", steps[-1], config.train.steps)
-        else:
-            state = jit(training.init, out_shardings=training.replicated)(key)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)
 
@@ -66,6 +79,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         with Recorder(
             workdir, resume_step=int(state.step), wandb_project=config.log.wandb_project, config=meta["config"]
         ) as recorder:
+            evaluations = _evaluations(config, generator, dataset.class_names, workdir, recorder)
             draw_grids = partial(_draw_grids, config, generator, dataset.class_names, workdir, recorder)
             train(
                 state,
@@ -77,14 +91,35 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 checkpoint_every=config.train.checkpoint_every,
                 max_skipped=config.train.max_skipped,
                 record=recorder.scalars,
-                snapshots=[Snapshot(config.sample.every_steps, draw_grids)],
+                snapshots=[Snapshot(config.sample.every_steps, draw_grids), *evaluations],
                 save=partial(checkpoints.save, meta=meta),
             )
         checkpoints.wait()
     log.info("done. Next: python run_sample.py --workdir=%s", workdir)
 
 
-def _check_data(saved: dict, meta: dict, workdir: Path) -> None:
+def _first_state(
+    config: ConfigDict, training: build.Training, mesh: jax.sharding.Mesh, class_names: tuple[str, ...], key: Key
+) -> tuple[TrainState, Mapping[str, Any] | None]:
+    """The state before the first step of a new run, and where its weights come from (None: they are random)."""
+    if config.init_from is None:
+        return build.first_state(training, key, {}), None
+    source = workdirs.load_trained(Path(config.init_from), step=None, weights="ema", mesh=mesh)
+    weights, origin = starting_weights(source, config, class_names, training.abstract_state.params)
+    return build.first_state(training, key, weights), {"workdir": config.init_from, **origin}
+
+
+def _check_data(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: Path, *, conditional: bool) -> None:
+    """Refuses data that a checkpoint was not trained on; imported weights may be trained on any with their classes."""
+    if saved["data_sha256"] is None:
+        if conditional and saved["class_names"] != meta["class_names"]:
+            raise workdirs.WorkdirError(
+                f"the imported weights in {workdir} know {_some(saved['class_names'])}, the data have "
+                f"{_some(meta['class_names'])}. If these are the same classes, import again and name them with "
+                f"--class_names; if not, give another --workdir and --config.init_from={workdir}"
+            )
+        log.info("%s holds imported weights, which belong to no data: any are accepted", workdir)
+        return
     for name in ("data_sha256", "class_names"):
         if saved[name] != meta[name]:
             raise workdirs.WorkdirError(
@@ -92,16 +127,49 @@ def _check_data(saved: dict, meta: dict, workdir: Path) -> None:
             )
 
 
+def _some(names: list[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
 def _grid_generator(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Generator:
     sample = config.sample
     for field in ("every_steps", "per_class", "batch_size"):
         build.check_positive(f"sample.{field}", sample[field])
     build.check_positive("log.every_steps", config.log.every_steps)
+    build.check_positive("eval.every_steps", config.eval.every_steps)
     if sample.batch_size % mesh.size:
         raise build.ConfigError(
             f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices"
         )
     return build.make_sampler(model, mesh, sampler=sample.sampler, steps=sample.steps, eta=sample.eta)
+
+
+def _evaluations(
+    config: ConfigDict, generator: Generator, class_names: tuple[str, ...], workdir: Path, recorder: Recorder
+) -> list[Snapshot]:
+    """The evaluation during training that config.eval asks for, if any."""
+    if config.eval.inception is None:
+        log.info("no evaluation during training, since config.eval.inception names no Inception weights")
+        return []
+    scoring, reference = evaluate.scoring_during_training(config), evaluate.reference_of(config)
+
+    def act(step: int, state: TrainState) -> None:
+        for weights in config.eval.weights:
+            rate = workdirs.ema_rate(weights, [str(rate) for rate in config.ema.rates])
+            record = evaluate.score(
+                scoring,
+                generator,
+                state.params if rate is None else state.ema[rate],
+                step=step,
+                weights="raw" if rate is None else f"ema_{rate}",
+                class_names=class_names,
+                reference=reference,
+                workdir=workdir,
+            )
+            recorder.scalars(step, evaluate.numbers_of(record))
+            evaluate.print_record(record)
+
+    return [Snapshot(config.eval.every_steps, act)]
 
 
 def _draw_grids(

@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from fooddiff.train.record import write_atomically
 MAY_CHANGE = (
     # what a restart may change, since it leaves every step's result as it was
     "train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.max_skipped",
-    "data.path", "data.cache_dir", "sample", "log",
+    "data.path", "data.cache_dir", "sample", "eval", "log",
 )  # fmt: skip
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
@@ -51,6 +51,14 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", to_json(config))
     write_json(workdir / "versions.json", versions())
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a directory holds a complete checkpoint; writes nothing."""
+    if not (workdir / "checkpoints").is_dir():
+        return False
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return bool(checkpoints.steps())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -101,7 +109,7 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
         step = choose_step(checkpoints, step)
         meta = checkpoints.meta(step)
         config = ConfigDict(meta["config"])
-        rate = _ema_rate(weights, [str(rate) for rate in config.ema.rates])
+        rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
         model = make_diffusion_model(config)
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         params = checkpoints.restore_weights(step, with_sharding(abstract_params(model.network), replicated), rate)
@@ -109,7 +117,12 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
     return TrainedModel(config, model, tuple(meta["class_names"]), params, step, name, meta)
 
 
-def _ema_rate(weights: str, rates: list[str]) -> str | None:
+def ema_rate(weights: str, rates: Sequence[str]) -> str | None:
+    """Translates the name of weights, "raw", "ema" or "ema_<rate>", to a rate; None means the raw weights.
+
+    Raises:
+        WorkdirError: there is no such average.
+    """
     if weights == "raw":
         return None
     if weights == "ema" and rates:

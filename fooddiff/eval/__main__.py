@@ -22,6 +22,8 @@ from fooddiff.eval.weights import BY_HAND, GENUINE_URLS, load_inception
 
 RESIZE = {rule.__name__: rule for rule in (resize.tf1, resize.half_pixel, resize.clean_bicubic)}
 
+_TABLE_WIDTH = 160  # columns: a row that is folded cannot be pasted
+
 
 def main(argv: Sequence[str]) -> None:
     """Runs one subcommand."""
@@ -48,7 +50,7 @@ def images(flags: argparse.Namespace) -> None:
     )
     path = flags.out / f"{record['samples']['name']}-vs-{record['reference']['name']}.json".replace(" ", "-")
     results.write_record(path, record)
-    results.print_table(record, Console())
+    results.print_table(record, Console(width=max(Console().width, _TABLE_WIDTH)))
     for result in record["results"]:
         for warning in result["warnings"]:
             Console(stderr=True).print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

@@ -71,11 +71,10 @@ def distance_to(reference: Stats) -> Callable[[Stats], float]:
 def frechet_estimate(groups: Sequence[Sums], reference: Stats) -> Estimate:
     """Fréchet distance of a set dealt into groups, with its error bar and its small-n bias.
 
-    The error bar resamples whole groups: it is the delete-a-group jackknife, sqrt((G - 1) / G sum_g (d_g -
-        mean d)^2)
-    with d_g the distance without group g; the reference is held fixed. Drawing groups or examples with
-    replacement instead gives bars up to twice as long as the true spread where n is small or the distance
-    near zero, because duplicates raise the bias from draw to draw.
+    The error bar resamples whole groups: it is the delete-a-group jackknife,
+    sqrt((G - 1) / G sum_g (d_g - mean d)^2) with d_g the distance without group g; the reference is held
+    fixed. A bootstrap that draws with replacement is up to twice as long as the true spread where n is small
+    or the distance near zero, because its duplicates change the bias from draw to draw.
 
     The bias falls as 1/n (Chong & Forsyth 2020, arXiv 1911.07023), so it is measured: the mean distance of
     the two halves of the set minus the distance of the whole.
@@ -177,8 +176,7 @@ def precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int =
 
     Returns:
         precision: share of x on the manifold of y; recall: share of y on the manifold of x. The error bars
-            are the
-        bootstrap's limit for a share, sqrt(p (1 - p) / n), with the manifold held fixed.
+        are the bootstrap's limit for a share, sqrt(p (1 - p) / n), with the manifold held fixed.
 
     Raises:
         ValueError: a set has k or fewer examples, or the dimensions differ.

@@ -146,8 +146,8 @@ def open_images(
         FileNotFoundError: there is nothing at the path.
         ValueError: what is there cannot be read as images of one size.
     """
-    kind, _, rest = spec.partition(":")
-    if kind in sources:
+    kind, colon, rest = spec.partition(":")
+    if colon and kind in sources:
         return _open_source(spec, sources[kind], rest, image_size, cache_dir)
     path = Path(spec)
     if path.is_dir():

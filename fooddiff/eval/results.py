@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fooddiff.eval.distances import Estimate
@@ -123,11 +124,11 @@ def print_table(content: dict, console: Console) -> None:
     described = f"{reference['name']}, n = {_count(reference['n'])}"
     for result in content["results"]:
         table.add_row(
-            _plain(result["metric"]),
+            escape(result["metric"]),
             f"{result['value']:.4g} ± {_figure(result['error'])}",
             _figure(result["bias"]),
             _count(result["n"]),
-            _plain(described),
+            escape(described),
             content["resize"],
         )
     console.print(table)
@@ -139,8 +140,3 @@ def _figure(value: float | None) -> str:
 
 def _count(n: int | None) -> str:
     return "unknown" if n is None else f"{n:,}"
-
-
-def _plain(text: str) -> str:
-    """Square brackets are text here, not rich's markup."""
-    return text.replace("[", r"\[")

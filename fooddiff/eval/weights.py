@@ -35,6 +35,7 @@ BY_HAND = (
 )
 
 _TORCH_SUFFIXES = (".pth", ".pt")
+_SUFFIXES = (*_TORCH_SUFFIXES, ".npz", ".safetensors")
 _BLOCK = 1 << 20  # bytes per read of a download
 _TIMEOUT = 30  # seconds without an answer or a byte
 
@@ -57,16 +58,15 @@ def load_inception(
 ) -> InceptionWeights:
     """Loads the parameters that some features need.
 
-    A torch file is converted once: the needed part is kept as safetensors in the cache, under the file's
-        hash.
+    A torch file is converted once: the needed part is kept as safetensors in the cache, under the file's hash.
 
     Args:
         source: a `.pth` or `.pt` file, an `.npz` or `.safetensors` file with the same parameter names (only
             those that the features need), or a URL of such a file.
         names: feature names, keys of `inception.DIMENSIONS`.
         cache_dir: where downloads and conversions are kept.
-        sha256: what the file's SHA-256 must be. A URL needs it, except the two of `GENUINE_URLS`, whose hash
-            is known.
+        sha256: what the file's SHA-256 must be, in lower-case hexadecimal. A URL needs it, except the two of
+            `GENUINE_URLS`, whose hash is known.
 
     Returns:
         The weights. `genuine` is true only for the file with `GENUINE_SHA256`.
@@ -80,15 +80,17 @@ def load_inception(
     cache_dir = Path(cache_dir)
     source = os.fspath(source)
     address = urllib.parse.urlsplit(source)
-    if address.scheme in ("http", "https"):
+    is_url = address.scheme in ("http", "https")
+    path = cache_dir / Path(address.path).name if is_url else Path(source)
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"{source} has no known suffix; Inception weights are one of {', '.join(_SUFFIXES)}")
+    if is_url:
         digest = sha256 or (GENUINE_SHA256 if source in GENUINE_URLS else None)
         if digest is None:
             raise ValueError(f"the SHA-256 of {source} is not known here; give it too: --weights_sha256 HEX")
-        path = cache_dir / Path(address.path).name
         if not _converted(cache_dir, digest, names).exists():
             _download(source, path, digest)
     else:
-        path = Path(source)
         if not path.is_file():
             raise FileNotFoundError(f"there are no Inception weights at {source}. {BY_HAND}")
         digest = sha256_of(path)
@@ -113,8 +115,7 @@ def metric_name(metric: str, feature: str, weights: InceptionWeights) -> str:
 
     Returns:
         "FID-64", "KID-2048" or "Precision-2048" with the genuine weights; otherwise the distance is not an
-        Inception distance as published, and the name says what it is: "FD-64[inception_stem_nsfwjs
-        d11d89b6]".
+        Inception distance as published, and the name says what it is: "FD-64[my_stem d11d89b6]".
     """
     if weights.genuine:
         return f"{ {'FD': 'FID', 'KD': 'KID'}.get(metric, metric) }-{feature}"
@@ -135,12 +136,10 @@ def _read(path: Path, required: Mapping[str, tuple[int, ...]]) -> dict[str, np.n
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in required if name in file}
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="np") as file:
-                return {name: file.get_tensor(name) for name in set(file.keys()) & set(required)}
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in set(file.keys()) & set(required)}
     except Exception as error:
         raise ValueError(f"{path} is damaged or not what its suffix says: {error}") from error
-    raise ValueError(f"{path} has no known suffix; expected .pth, .pt, .npz or .safetensors")
 
 
 def _check(arrays: Mapping[str, np.ndarray], required: Mapping[str, tuple[int, ...]], path: Path) -> None:

@@ -19,13 +19,14 @@ class Recorder:
     """
 
     def __init__(
-        self, workdir: Path, *, resume_step: int, wandb_project: str | None = None, config: Mapping | None = None
+        self, workdir: Path, *, resume_step: int | None, wandb_project: str | None = None, config: Mapping | None = None
     ):
         """Opens the files.
 
         Args:
             workdir: the run's directory.
-            resume_step: steps that are done; records beyond it are dropped.
+            resume_step: steps that are done; records beyond it are dropped. None is for a process beside the training,
+                which only appends.
             wandb_project: also log to this Weights & Biases project.
             config: what Weights & Biases shows as the run's config.
 
@@ -33,9 +34,12 @@ class Recorder:
             ModuleNotFoundError: Weights & Biases is wanted and not installed.
         """
         self._path = Path(workdir) / "metrics.jsonl"
-        _drop_after(self._path, resume_step)
+        if resume_step is not None:
+            _drop_after(self._path, resume_step)
         self._jsonl = self._path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(Path(workdir) / "tb"), purge_step=resume_step + 1)
+        self._tensorboard = SummaryWriter(
+            str(Path(workdir) / "tb"), purge_step=None if resume_step is None else resume_step + 1
+        )
         self._wandb = _start_wandb(wandb_project, Path(workdir), config) if wandb_project else None
 
     def __enter__(self) -> "Recorder":

@@ -1,0 +1,263 @@
+"""Scores a run's checkpoints: once, while a training goes on in another process, or inside the training itself."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from fooddiff import build
+from fooddiff.arrays import Params
+from fooddiff.commands import workdir as workdirs
+from fooddiff.eval import results
+from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
+from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like, params_sha256
+from fooddiff.eval.images import ImageSet
+from fooddiff.eval.weights import load_inception
+from fooddiff.sample.generate import Generator, sample_ids
+from fooddiff.train.checkpoint import Checkpoints
+from fooddiff.train.record import Recorder
+
+log = logging.getLogger(__name__)
+
+SEED = 0  # of the samples that are scored during training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How samples are drawn and scored, apart from whose they are.
+
+    Attributes:
+        extractor: features.
+        metrics: of `fooddiff.eval.evaluate.METRICS`.
+        kid_subsets: subsets of the kernel distance's second figure.
+        kid_subset_size: their size.
+        per_class: samples of every class; None takes as many of each class as the reference has.
+        sampler: "ancestral" or "ddim".
+        sampling_steps: network calls per image; None takes every timestep.
+        eta: noise of DDIM.
+        seed: of the samples, and of the draws of subsets.
+        batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
+    """
+
+    extractor: Extractor
+    metrics: Sequence[str]
+    kid_subsets: int
+    kid_subset_size: int
+    per_class: int | None
+    sampler: str
+    sampling_steps: int | None
+    eta: float
+    seed: int
+    batch_size: int
+
+    def ids(self, reference: ImageSet | Path, class_names: Sequence[str]) -> np.ndarray:
+        """The samples to draw, int32[n, 2].
+
+        Raises:
+            ValueError: the number per class is not given and the reference does not tell it.
+        """
+        if self.per_class is not None:
+            build.check_positive("eval.per_class", self.per_class)
+            return sample_ids(range(len(class_names)), self.per_class)
+        if isinstance(reference, Path) or reference.labels is None:
+            raise ValueError(
+                "the reference has no labels, so say with --per_class how many samples of each class to draw"
+            )
+        return ids_like(reference.labels)
+
+
+def score(
+    scoring: Scoring,
+    generator: Generator,
+    params: Params,
+    *,
+    step: int,
+    weights: str,
+    class_names: Sequence[str],
+    reference: ImageSet | Path,
+    workdir: Path,
+) -> dict:
+    """Draws class-balanced samples of some weights, scores them and writes the record.
+
+    Args:
+        scoring: how.
+        generator: the compiled sampler that `scoring` describes.
+        params: the weights.
+        step: the training step they are from.
+        weights: their name, "raw" or "ema_<rate>".
+        class_names: of the model.
+        reference: images or statistics to compare with.
+        workdir: the run's directory; receives eval/<name>.json.
+
+    Returns:
+        The record.
+    """
+    ids = scoring.ids(reference, class_names)
+    made_by = {
+        "step": step,
+        "weights": weights,
+        "weights_sha256": params_sha256(params),
+        "sampler": scoring.sampler,
+        "sampling_steps": scoring.sampling_steps,
+        "eta": scoring.eta,
+        "seed": scoring.seed,
+        "batch_size": scoring.batch_size,
+    }
+    images = GeneratedImages(generator, params, jax.random.key(scoring.seed), ids, scoring.batch_size)
+    samples = generated_set(images, ids, tuple(class_names), f"step {step:,} {weights}", made_by)
+    record = evaluate(
+        samples,
+        reference,
+        scoring.extractor,
+        metrics=tuple(scoring.metrics),
+        kid_subsets=scoring.kid_subsets,
+        kid_subset_size=scoring.kid_subset_size,
+        seed=scoring.seed,
+        made_by=made_by,
+        versions=workdirs.versions(),
+    )
+    results.write_record(record_path(workdir, scoring, step, weights, len(ids)), record)
+    return record
+
+
+def numbers_of(record: dict) -> dict[str, float]:
+    """The numbers of a record under names for metrics.jsonl and TensorBoard."""
+    samples = record["samples"]
+    prefix, n = f"eval/{samples['made_by']['weights']}", samples["n"]
+    return {f"{prefix}/{result['metric']}, n={n}": result["value"] for result in record["results"]}
+
+
+def record_path(workdir: Path, scoring: Scoring, step: int, weights: str, n: int) -> Path:
+    """Where the record of one evaluation lies: its name tells what was scored and how."""
+    calls = "all" if scoring.sampling_steps is None else scoring.sampling_steps
+    extractor = scoring.extractor
+    how = f"{'-'.join(extractor.names)}_{extractor.resize}_{extractor.weights.sha256[:8]}"
+    return workdir / "eval" / f"step_{step:07d}_{weights}_{scoring.sampler}-{calls}_seed{scoring.seed}_n{n}_{how}.json"
+
+
+def scoring_during_training(config) -> Scoring:
+    """Builds the scoring that config.eval and config.sample describe."""
+    settings, sample = config.eval, config.sample
+    names = tuple(settings.features)
+    weights = load_inception(settings.inception, names, cache_dir=settings.cache_dir)
+    extractor = make_extractor(
+        weights,
+        names,
+        resize=build.choose("eval.resize", settings.resize, build.RESIZE),
+        batch_size=sample.batch_size,
+        cache_dir=Path(settings.cache_dir),
+    )
+    return Scoring(
+        extractor=extractor,
+        metrics=("fd",),
+        kid_subsets=100,
+        kid_subset_size=1000,
+        per_class=settings.per_class,
+        sampler=sample.sampler,
+        sampling_steps=sample.steps,
+        eta=sample.eta,
+        seed=SEED,
+        batch_size=sample.batch_size,
+    )
+
+
+def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, reference: ImageSet | Path | None) -> dict:
+    """Scores one checkpoint and prints the table.
+
+    Args:
+        workdir: a run's directory.
+        scoring: how.
+        step: which checkpoint; None takes the newest.
+        weights: "raw", "ema" or "ema_<rate>".
+        reference: what to compare with; None takes the test split of the data the run was trained on.
+
+    Returns:
+        The record.
+    """
+    mesh = build.make_mesh()
+    trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    log.info("step %d, weights %s", trained.step, trained.weights)
+    generator = build.make_sampler(
+        trained.model, mesh, sampler=scoring.sampler, steps=scoring.sampling_steps, eta=scoring.eta
+    )
+    record = score(
+        scoring,
+        generator,
+        trained.params,
+        step=trained.step,
+        weights=trained.weights,
+        class_names=trained.class_names,
+        reference=reference_of(trained.config) if reference is None else reference,
+        workdir=workdir,
+    )
+    with Recorder(workdir, resume_step=None) as recorder:
+        recorder.scalars(trained.step, numbers_of(record))
+    print_record(record)
+    return record
+
+
+def follow(
+    workdir: Path, scoring: Scoring, *, weights: str, reference: ImageSet | Path | None, poll_seconds: float
+) -> None:
+    """Scores every checkpoint of a running training as it appears, until the one of its last step is scored.
+
+    Checkpoints that were scored in the same way before are left out, so that an interrupted `follow` goes on.
+
+    Args:
+        workdir: a run's directory; waits for it to appear.
+        scoring: how.
+        weights: "raw", "ema" or "ema_<rate>".
+        reference: what to compare with; None takes the test split of the run's data.
+        poll_seconds: how long to wait between two looks, in seconds.
+    """
+    log.info("waiting for checkpoints in %s", workdir)
+    while True:
+        steps = checkpoint_steps(workdir)
+        for step in steps:
+            if not already_scored(workdir, scoring, step, weights):
+                run(workdir, scoring, step=step, weights=weights, reference=reference)
+        if steps and steps[-1] >= json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"]["steps"]:
+            return
+        time.sleep(poll_seconds)
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """The complete checkpoints of a run, ascending; none if there is no run yet."""
+    if not (workdir / "checkpoints").is_dir():
+        return []
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.steps()
+
+
+def already_scored(workdir: Path, scoring: Scoring, step: int, weights: str) -> bool:
+    """Whether a record of this step, these weights and this way of scoring exists, for any number of samples."""
+    pattern = record_path(workdir, scoring, step, weights if weights != "ema" else "ema_*", 0).name.replace(
+        "_n0_", "_n*_"
+    )
+    return any((workdir / "eval").glob(pattern))
+
+
+def reference_of(config) -> ImageSet:
+    """The test split of the data that a config trains on, at the model's resolution."""
+    data = build.make_dataset(config, "test")
+    identity = {
+        "kind": "source",
+        "spec": f"{config.data.source}:{config.data.path or ''}:test",
+        "size": config.data.image_size,
+        "sha256": data.manifest["sha256"],
+    }
+    return ImageSet(f"{config.data.source} test", identity, data.images, np.asarray(data.labels), data.class_names)
+
+
+def print_record(record: dict) -> None:
+    """Prints the table of a record, and its warnings to stderr."""
+    results.print_table(record, Console(width=max(Console().width, 160)))  # a row that is folded cannot be pasted
+    for result in record["results"]:
+        for warning in result["warnings"]:
+            log.warning("warning: %s", warning)

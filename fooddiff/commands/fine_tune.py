@@ -1,0 +1,65 @@
+"""Fits the weights of a trained model to a new run: which of them it can start from, and what to tell its user."""
+
+import logging
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fooddiff.arrays import Params
+from fooddiff.commands.workdir import TrainedModel, WorkdirError, differences, to_json
+
+log = logging.getLogger(__name__)
+
+LABEL_EMBEDDING = "label.embedding"
+FREE = ("model.num_classes", "model.dropout", "model.dtype", "model.remat")  # change nothing in what weights mean
+
+
+def starting_weights(
+    source: TrainedModel, config: ConfigDict, class_names: tuple[str, ...], like: Params
+) -> tuple[Params, dict[str, Any]]:
+    """Picks the weights of a trained model that a new run starts from: all, or all but the embedding of other classes.
+
+    Differences that shapes do not show, such as another schedule or number of heads, are logged as warnings.
+
+    Args:
+        source: the trained model.
+        config: the new run's config.
+        class_names: the new run's classes.
+        like: parameters of the new model, or their shapes.
+
+    Returns:
+        The weights by name, and their origin as JSON. The weights lack `label.embedding` if the new model has one and
+        the classes are others, or in another order.
+
+    Raises:
+        WorkdirError: the models differ in more than that; names the first tensors that do not fit.
+    """
+    renewed = {LABEL_EMBEDDING} & like.keys() if source.class_names != class_names else set()
+    expected = {name: leaf.shape for name, leaf in like.items() if name not in renewed}
+    found = {name: leaf.shape for name, leaf in source.params.items() if name not in renewed}
+    problems = [
+        f"{name}: this model has {expected.get(name, 'none')}, the other has {found.get(name, 'none')}"
+        for name in expected | found
+        if expected.get(name) != found.get(name)
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:5])
+        raise WorkdirError(
+            f"config.init_from is a model of another architecture: {len(problems)} tensors do not fit, first\n  {shown}"
+        )
+    log.info("starting from step %d of config.init_from, weights %s", source.step, source.weights)
+    if renewed:
+        log.info(
+            "%s starts at random: the other model's %d classes are not these %d",
+            LABEL_EMBEDDING, len(source.class_names), len(class_names),
+        )  # fmt: skip
+    for name, (old, new) in differences(to_json(source.config), to_json(config)).items():
+        if name.startswith(("diffusion.", "model.")) and name not in FREE:
+            log.warning("config.%s is %r here, the weights were trained with %r", name, new, old)
+    origin = {
+        "step": source.step,
+        "weights": source.weights,
+        "reinitialised": sorted(renewed),
+        "origin": source.meta.get("origin"),
+    }
+    return {name: source.params[name] for name in found}, origin

@@ -1,0 +1,125 @@
+"""Files of weights to workdirs: what comes out is a run at step 0, like any other."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from safetensors import SafetensorError, safe_open
+
+from fooddiff import build
+from fooddiff.arrays import Params
+from fooddiff.commands import workdir as workdirs
+from fooddiff.data.sources.source import checked_class_names
+from fooddiff.eval.files import sha256_of
+from fooddiff.model.openai import from_openai
+from fooddiff.model.torch_file import load_state_dict
+from fooddiff.train.checkpoint import Checkpoints
+
+log = logging.getLogger(__name__)
+
+UNCONDITIONAL = ("unconditional",)  # the one class name of a model without classes
+
+
+def import_openai(file: Path, workdir: Path, config: ConfigDict, class_names: Path | None) -> None:
+    """Makes a workdir from a `.pt` state dict of improved-diffusion. Nothing that the file says is run.
+
+    Args:
+        file: the state dict, of raw or of averaged weights: it does not say which, and every average starts there.
+        workdir: an empty or new directory.
+        config: the model, and how to go on training it.
+        class_names: a text file with the name of class 0, of class 1, ..., one per line; None numbers them.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the workdir is not empty, the file is not a state dict or is of another architecture, or the class
+            names are not those of config.model.num_classes.
+    """
+    _check_free(workdir)
+    training = build.make_training(config, build.make_mesh())
+    names = _class_names(config.model.num_classes, class_names)
+    params = from_openai(load_state_dict(file), training.abstract_state.params)
+    _write_run(workdir, config, training, params, names, _origin(file))
+
+
+def import_safetensors(file: Path, workdir: Path) -> None:
+    """Makes a workdir from a file of `exporting.export`, which holds config and class names, too.
+
+    Args:
+        file: the `.safetensors` file.
+        workdir: an empty or new directory.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the workdir is not empty, or the file is not one of ours or is not whole.
+    """
+    _check_free(workdir)
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            metadata = tensors.metadata() or {}
+            params = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (it is no mapping)
+        config, names = ConfigDict(json.loads(metadata["config"])), tuple(json.loads(metadata["class_names"]))
+        exported = {"step": int(metadata["step"]), "weights": metadata["weights"]}
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file} was not written by `python -m fooddiff.convert export`, or is not whole: {error}"
+        ) from error
+    training = build.make_training(config, build.make_mesh())
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in training.abstract_state.params.items()}
+    if expected != {name: (value.shape, value.dtype) for name, value in params.items()}:
+        raise ValueError(f"{file} does not hold the tensors of the model that its own config describes")
+    _write_run(workdir, config, training, params, names, _origin(file) | exported)
+
+
+def _check_free(workdir: Path) -> None:
+    if workdir.exists() and any(workdir.iterdir()):
+        raise workdirs.WorkdirError(f"{workdir} is not empty: give another --workdir to import into")
+
+
+def _class_names(num_classes: int | None, path: Path | None) -> tuple[str, ...]:
+    if num_classes is None:
+        if path is not None:
+            raise ValueError(f"--class_names is {path}, but config.model.num_classes is None: the model has no classes")
+        return UNCONDITIONAL
+    if path is None:
+        log.info("no --class_names: the classes are called 0 to %d", num_classes - 1)
+        return tuple(str(y) for y in range(num_classes))
+    names = checked_class_names(path.read_text(encoding="utf-8").splitlines(), path)
+    if len(names) != num_classes:
+        raise ValueError(f"{path} names {len(names)} classes, but config.model.num_classes is {num_classes}")
+    return names
+
+
+def _origin(file: Path) -> dict[str, Any]:
+    return {"file": file.name, "sha256": sha256_of(file)}
+
+
+def _write_run(
+    workdir: Path,
+    config: ConfigDict,
+    training: build.Training,
+    params: Params,
+    class_names: tuple[str, ...],
+    origin: Mapping[str, Any],
+) -> None:
+    """Writes a run before its first step, whose parameters and averages are the given ones."""
+    if bad := [name for name, value in params.items() if not np.isfinite(value).all()]:
+        raise ValueError(f"{origin['file']} has numbers that are not finite in {len(bad)} tensors, first {bad[0]}")
+    key = jax.device_put(jax.random.key(config.seed), training.replicated)
+    meta = {
+        "config": workdirs.to_json(config),
+        "class_names": list(class_names),
+        "data_sha256": None,  # of no data: training accepts any that have these classes
+        "versions": workdirs.versions(),
+        "origin": dict(origin),
+    }
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(build.first_state(training, key, params), meta)
+        checkpoints.wait()
+    # Claimed last: without a checkpoint, a workdir with a config would let training start at random.
+    workdirs.claim(workdir, config)
+    log.info("imported %s into %s. Next: python run_sample.py --workdir=%s", origin["file"], workdir, workdir)

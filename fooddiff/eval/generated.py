@@ -1,0 +1,66 @@
+"""The images of a trained model as a set to be scored: drawn when they are asked for, and never written as pictures.
+
+Since features are kept chunk by chunk, an evaluation that was killed draws only the samples that are missing.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from fooddiff.arrays import Key, Params, Pixels
+from fooddiff.eval.images import ImageSet
+from fooddiff.sample.generate import Generator, generate_batches
+
+
+class GeneratedImages:
+    """Samples on access: u8[n, h, w, 3] for a slice of sample ids."""
+
+    def __init__(self, generator: Generator, params: Params, key: Key, ids: np.ndarray, batch_size: int):
+        """Keeps what the samples are a function of; see `generate_batches`."""
+        self._generator, self._params, self._key, self._ids, self._batch_size = generator, params, key, ids, batch_size
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(self._ids)
+
+    def __getitem__(self, rows: slice) -> Pixels:
+        """Draws some samples."""
+        drawn = generate_batches(self._generator, self._params, self._key, self._ids[rows], self._batch_size)
+        return np.concatenate(list(drawn))
+
+
+def generated_set(
+    images: GeneratedImages, ids: np.ndarray, class_names: tuple[str, ...], name: str, made_by: Mapping
+) -> ImageSet:
+    """Names a set of samples.
+
+    Args:
+        images: the samples.
+        ids: int[n, 2], their (class, index).
+        class_names: in the order of class ids.
+        name: for tables.
+        made_by: JSON-able, everything the samples depend on but their ids; its hash is the identity of the set.
+
+    Returns:
+        The set.
+    """
+    digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode() + np.ascontiguousarray(ids).tobytes())
+    return ImageSet(name, {"kind": "generated", "sha256": digest.hexdigest()}, images, ids[:, 0], class_names)
+
+
+def params_sha256(params: Params) -> str:
+    """Identity of weights: the hash of every parameter's name, shape and float32 values."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        value = np.asarray(params[name], np.float32)
+        digest.update(f"{name}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()
+
+
+def ids_like(labels: np.ndarray) -> np.ndarray:
+    """Sample ids with exactly as many samples of every class as `labels` has: int32[n, 2], class by class."""
+    classes, counts = np.unique(labels, return_counts=True)
+    return np.array([(y, i) for y, count in zip(classes, counts, strict=True) for i in range(count)], np.int32)
