@@ -1,6 +1,6 @@
-"""OpenAI's published ImageNet 64x64 models (improved-diffusion, March 2021), to import, to sample and to fine-tune.
+r"""OpenAI's published ImageNet 64x64 models (improved-diffusion, March 2021), to import, to sample and to fine-tune.
 
-    python -m fooddiff.convert import imagenet64_cond_270M_250K.pt \\
+    python -m fooddiff.convert import imagenet64_cond_270M_250K.pt \
         --config=configs/openai_imagenet64.py:cond --workdir=runs/imagenet64
 
 The class-conditional model has 273,049,350 parameters. Expected result: not yet measured.

@@ -19,8 +19,7 @@ def pytest_configure(config):
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
     if config.option.markexpr != "slow":
         flags.append(UNOPTIMISED)
-    os.environ["XLA_FLAGS"] = " ".join(flags)
-    jax.config.update("jax_platforms", "cpu")
+    os.environ |= {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
     jax.config.update("jax_compilation_cache_dir", _cache.name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -22,6 +22,7 @@ ORDER = [
     "report",
     "build",
     "commands",
+    "convert",
 ]
 DIFFUSION_ORDER = ["schedule", "process", "reverse", "losses", "samplers", "likelihood", "timesteps"]
 ROOMS = {
@@ -31,7 +32,16 @@ ROOMS = {
     "sklearn": {"data/sources/sklearn_digits.py"},
     "tensorboardX": {"train/record.py"},
     "wandb": {"train/record.py"},
-    "ml_collections": {"build.py", "commands/train.py", "commands/dry_run.py", "commands/workdir.py"},
+    "safetensors": {"eval/weights.py", "convert/importing.py", "convert/exporting.py"},
+    "ml_collections": {
+        "build.py",
+        "commands/train.py",
+        "commands/fine_tune.py",
+        "commands/dry_run.py",
+        "commands/workdir.py",
+        "convert/__main__.py",
+        "convert/importing.py",
+    },
 }
 FORBIDDEN = {"torch", "tensorflow", "torchvision"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

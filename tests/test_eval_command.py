@@ -37,7 +37,7 @@ def npz(name, n, seed, noise=0):
 
 
 def call(*arguments):
-    main([*arguments, "--weights", str(STEM), "--batch_size", "8", "--cache_dir", "cache"])
+    main([*arguments, "--inception", str(STEM), "--batch_size", "8", "--cache_dir", "cache"])
 
 
 def the_record():
@@ -112,7 +112,7 @@ def test_statistics_of_unknown_origin_are_used_with_a_warning(capsys):
     assert the_record()["reference"]["n"] is None
 
 
-def test_two_devices_and_an_interruption_change_nothing(monkeypatch):
+def test_lost_chunks_are_computed_again_to_the_same_bits(monkeypatch):
     monkeypatch.setattr(extract_module, "CHUNK", 8)
     ours, real = npz("ours.npz", 24, 0), npz("real.npz", 30, 1)
     call("images", ours, real)
@@ -128,10 +128,10 @@ def test_two_devices_and_an_interruption_change_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["images", "nowhere", "ours.npz", "--weights", str(STEM)], "nowhere does not exist"),
+        (["images", "nowhere", "ours.npz", "--inception", str(STEM)], "nowhere does not exist"),
         (["images", "ours.npz", "ours.npz"], "no Inception weights are given"),
-        (["images", "ours.npz", "ours.npz", "--weights", "none.pth"], "no Inception weights at none.pth"),
-        (["images", "ours.npz", "ours.npz", "--weights", str(STEM), "--batch_size", "3"], "batch size 3"),
+        (["images", "ours.npz", "ours.npz", "--inception", "none.pth"], "no Inception weights at none.pth"),
+        (["images", "ours.npz", "ours.npz", "--inception", str(STEM), "--batch_size", "3"], "batch size 3"),
     ],
 )
 def test_mistakes_are_answered_with_a_message(capsys, arguments, message):
@@ -177,7 +177,7 @@ def test_real_images_give_the_known_figures():
         "jpeg": ([jpeg(picture) for picture in pictures], 0.01),
     }
     reference = f"archive:{archive}:test"
-    flags = ["--weights", str(stem), "--cache_dir", "cache"]
+    flags = ["--inception", str(stem), "--cache_dir", "cache"]
     main(["stats", reference, "ref.npz", *flags])
     assert np.trace(np.load("ref.npz")["sigma"]) == pytest.approx(17.9, rel=0.01)
     for name, (images, expected) in scored.items():

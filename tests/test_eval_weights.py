@@ -214,6 +214,6 @@ def test_without_a_network_the_message_tells_the_manual_way(tmp_path):
 
 
 def test_a_url_without_a_known_hash_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--weights_sha256"):
+    with pytest.raises(ValueError, match="--inception_sha256"):
         load_inception("https://example.org/inception.pth", ("64",), cache_dir=tmp_path)
     assert Path(weights.GENUINE_URLS[0]).name.endswith(f"{weights.GENUINE_SHA256[:8]}.pth")

@@ -63,12 +63,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     }
 
     with Checkpoints(workdir, max_to_keep=config.train.keep_checkpoints) as checkpoints:
-        if steps := checkpoints.steps():
-            saved = checkpoints.meta(steps[-1])
+        if resuming:
+            step = checkpoints.steps()[-1]
+            saved = checkpoints.meta(step)
             _check_data(saved, meta, workdir, conditional=training.model.num_classes is not None)
             meta["origin"] = saved.get("origin")
-            state = checkpoints.restore(steps[-1], training.abstract_state)
-            log.info("resumed at step %d of %d", steps[-1], config.train.steps)
+            state = checkpoints.restore(step, training.abstract_state)
+            log.info("resumed at step %d of %d", step, config.train.steps)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)
 

@@ -18,39 +18,44 @@ from fooddiff.convert import exporting, importing
 def main(argv: Sequence[str]) -> None:
     """Runs one subcommand."""
     parser = _parser()
-    flags, others = parser.parse_known_args(argv)
-    config_arguments = [argument for argument in others if argument.startswith("--config")]
-    if unknown := [argument for argument in others if argument not in config_arguments]:
-        parser.error(f"unexpected arguments: {' '.join(unknown)} (write --config=FILE and --config.field=value)")
+    flags, overrides = parser.parse_known_args(argv)
+    flags.overrides = [argument for argument in overrides if argument.startswith("--config.") and "config" in flags]
+    if unknown := [argument for argument in overrides if argument not in flags.overrides]:
+        parser.error(f"unexpected arguments: {' '.join(unknown)} (a config's fields are written --config.field=value)")
     with session():
-        flags.run(flags, config_arguments)
+        flags.run(flags)
 
 
-def import_file(flags: argparse.Namespace, config_arguments: list[str]) -> None:
+def import_file(flags: argparse.Namespace) -> None:
     """Makes a workdir from a `.pt` file of OpenAI's or from a `.safetensors` file of our own."""
     if flags.file.suffix != ".safetensors":
-        importing.import_openai(flags.file, flags.workdir, load_config(config_arguments), flags.class_names)
-    elif config_arguments or flags.class_names:
+        config = load_config(flags.config, flags.overrides)
+        importing.import_openai(flags.file, flags.workdir, config, flags.class_names)
+    elif flags.config or flags.overrides or flags.class_names:
         raise ValueError(f"{flags.file} brings its own config and class names: leave out --config and --class_names")
     else:
         importing.import_safetensors(flags.file, flags.workdir)
 
 
-def export_file(flags: argparse.Namespace, config_arguments: list[str]) -> None:
+def export_file(flags: argparse.Namespace) -> None:
     """Writes a checkpoint's weights to a file."""
-    if config_arguments:
-        raise ValueError(f"the config of {flags.workdir} is that of its checkpoint: leave out --config")
     exporting.export(flags.workdir, step=flags.step, weights=flags.weights, out=flags.out)
 
 
-def load_config(arguments: Sequence[str]) -> ConfigDict:
-    """Loads `--config=FILE[:ARGUMENT]` with its `--config.field=value`, as run_train.py does.
+def load_config(config: str | None, overrides: Sequence[str]) -> ConfigDict:
+    """Loads a config file as run_train.py does.
+
+    Args:
+        config: FILE.py or FILE.py:ARGUMENT.
+        overrides: each `--config.field=value`.
 
     Raises:
-        ValueError: there is no --config, no such field, or a value of another type.
+        ValueError: there is no config, no such field, or a value of another type.
         OSError: no such file.
     """
-    argv = ["convert", *arguments]
+    if config is None:
+        raise ValueError("--config is missing: which model is in the file? For instance configs/openai_imagenet64.py")
+    argv = ["convert", f"--config={config}", *overrides]
     values = absl_flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
@@ -59,8 +64,6 @@ def load_config(arguments: Sequence[str]) -> ConfigDict:
         raise ValueError(f"the config has no such field: {error}") from error
     except absl_flags.Error as error:
         raise ValueError(str(error)) from error
-    if holder.value is None:
-        raise ValueError("--config is missing: which model is in the file? For instance configs/openai_imagenet64.py")
     return holder.value
 
 
@@ -73,12 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     command = subcommands.add_parser(
         "import",
         help="make a workdir from OpenAI's .pt or from an exported .safetensors",
-        epilog="--config=FILE.py[:ARGUMENT] and --config.field=value, as for run_train.py, describe the model of a .pt",
         allow_abbrev=False,
     )
     command.set_defaults(run=import_file)
     command.add_argument("file", metavar="FILE", type=Path, help="the weights: .safetensors, else OpenAI's .pt")
     command.add_argument("--workdir", type=Path, required=True, help="where the run's files go")
+    command.add_argument(
+        "--config", metavar="FILE.py", help="of the model in a .pt; --config.field=value changes a field of it"
+    )
     command.add_argument(
         "--class_names", type=Path, help="text file, the name of class 0 in the first line; numbered if not given"
     )

@@ -60,15 +60,17 @@ def import_safetensors(file: Path, workdir: Path) -> None:
     _check_free(workdir)
     try:
         with safe_open(file, framework="numpy") as tensors:
-            metadata = tensors.metadata() or {}
+            metadata = tensors.metadata()
             params = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (it is no mapping)
-        config, names = ConfigDict(json.loads(metadata["config"])), tuple(json.loads(metadata["class_names"]))
+        config = ConfigDict(json.loads(metadata["config"]))
+        names = checked_class_names(json.loads(metadata["class_names"]), file)
         exported = {"step": int(metadata["step"]), "weights": metadata["weights"]}
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        training = build.make_training(config, build.make_mesh())
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file} was not written by `python -m fooddiff.convert export`, or is not whole: {error}"
         ) from error
-    training = build.make_training(config, build.make_mesh())
+    _check_count(names, config.model.num_classes, file)
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in training.abstract_state.params.items()}
     if expected != {name: (value.shape, value.dtype) for name, value in params.items()}:
         raise ValueError(f"{file} does not hold the tensors of the model that its own config describes")
@@ -89,9 +91,13 @@ def _class_names(num_classes: int | None, path: Path | None) -> tuple[str, ...]:
         log.info("no --class_names: the classes are called 0 to %d", num_classes - 1)
         return tuple(str(y) for y in range(num_classes))
     names = checked_class_names(path.read_text(encoding="utf-8").splitlines(), path)
-    if len(names) != num_classes:
-        raise ValueError(f"{path} names {len(names)} classes, but config.model.num_classes is {num_classes}")
+    _check_count(names, num_classes, path)
     return names
+
+
+def _check_count(names: tuple[str, ...], num_classes: int | None, path: Path) -> None:
+    if num_classes not in (None, len(names)):
+        raise ValueError(f"{path} names {len(names)} classes, but config.model.num_classes is {num_classes}")
 
 
 def _origin(file: Path) -> dict[str, Any]:

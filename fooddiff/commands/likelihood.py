@@ -1,0 +1,178 @@
+"""Bits per dimension of a split under a trained model: the bound, its terms per timestep, and what they depend on."""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from fooddiff import build
+from fooddiff.arrays import Array, Int, Key, Params, Pixels
+from fooddiff.commands import workdir as workdirs
+from fooddiff.data.cache import Dataset
+from fooddiff.data.preprocess import to_signed
+from fooddiff.diffusion.likelihood import Likelihood, bits_per_dim
+from fooddiff.eval.results import write_record
+from fooddiff.keys import sample_noise, stream
+from fooddiff.xla import jit
+
+log = logging.getLogger(__name__)
+
+Bound = Callable[[Params, Key, Pixels, Int[Array, "n 2"]], Likelihood]
+
+
+def run(
+    workdir: Path,
+    *,
+    step: int | None,
+    weights: str,
+    split: str,
+    count: int | None,
+    batch_size: int,
+    seed: int,
+    data_path: str | None,
+    cache_dir: str | None,
+    out: Path | None,
+) -> None:
+    """Writes the mean bound of IDDPM eq. 4 over images, in bits/dim, as JSON.
+
+    Every timestep of the process is evaluated once per image, with the predicted x_0 clipped to [-1, 1].
+
+    Args:
+        workdir: a run's directory.
+        step: checkpoint; None takes the newest.
+        weights: "raw", "ema" or "ema_<rate>".
+        split: "train" or "test".
+        count: how many images, spread evenly over the classes (see `balanced_rows`); None takes all.
+        batch_size: images per call of the compiled bound, rounded up to the number of devices; changes nothing but
+            rounding.
+        seed: the noise of an image depends on (seed, class, row, timestep) only.
+        data_path: where the data are now; None takes config.data.path of the checkpoint.
+        cache_dir: where decoded pixels go; None takes config.data.cache_dir of the checkpoint.
+        out: the file to write; None takes a name in workdir/eval that says what was evaluated.
+
+    Raises:
+        FileNotFoundError: no such workdir, checkpoint or data.
+        ValueError: no such weights or split, a number out of range, data with other classes than the model's, or a
+            bound that is not finite.
+    """
+    for name, value in (("--count", count), ("--batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    mesh = build.make_mesh()
+    trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    config = trained.config
+    config.data.update({"path": data_path or config.data.path, "cache_dir": cache_dir or config.data.cache_dir})
+    dataset = build.make_dataset(config, split)
+    conditional = trained.model.num_classes is not None
+    if conditional and dataset.class_names != trained.class_names:
+        raise ValueError(
+            f"the model's classes are not those of the data, or in another order: it knows "
+            f"{', '.join(trained.class_names[:3])}, ..., the data have {', '.join(dataset.class_names[:3])}, ..."
+        )
+    rows = balanced_rows(dataset.labels, count)
+    log.info("step %d, weights %s, %d images of split %s", trained.step, trained.weights, len(rows), split)
+
+    bound = make_bound(trained.model, mesh, conditional=conditional)
+    batches = []
+    batch_size = min(batch_size, len(rows))
+    batch_size += -batch_size % mesh.size
+    with tqdm(total=len(rows), unit="image", dynamic_ncols=True) as progress:
+        for batch in bound_batches(bound, trained.params, jax.random.key(seed), dataset, rows, batch_size):
+            batches.append(batch)
+            progress.update(len(batch.prior))
+            progress.set_postfix_str(f"{np.mean(np.concatenate([b.total for b in batches])):.3f} bits/dim")
+    terms = Likelihood(*map(np.concatenate, zip(*batches, strict=True)))
+
+    if bad := int((~np.isfinite(terms.total)).sum()):
+        raise ValueError(f"the bound of {bad} of {len(rows)} images is not finite: nothing was written")
+    error = float(terms.total.std(ddof=1) / np.sqrt(len(rows))) if len(rows) > 1 else None
+    record = {
+        "bits_per_dim": float(terms.total.mean()),
+        "standard_error": error,  # of the mean, over images
+        "prior": float(terms.prior.mean()),
+        **{name: getattr(terms, name).mean(axis=0).tolist() for name in ("vb", "x0_mse", "eps_mse")},  # [T] each
+        "n": len(rows),
+        "n_per_class": np.bincount(dataset.labels[rows], minlength=len(dataset.class_names)).tolist(),
+        "clip": True,
+        "seed": seed,
+        "workdir": str(workdir),
+        "step": trained.step,
+        "weights": trained.weights,
+        "config": workdirs.to_json(config),
+        "origin": trained.meta.get("origin"),
+        "data": {"source": config.data.source, "split": split, "sha256": dataset.manifest["sha256"]},
+        "versions": workdirs.versions(),
+    }
+    name = f"bpd_step_{trained.step:07d}_{trained.weights}_{split}_n{len(rows)}_seed{seed}.json"
+    path = workdir / "eval" / name if out is None else out
+    write_record(path, record)
+    log.info("%.4f ± %s bits/dim", record["bits_per_dim"], "unknown" if error is None else f"{error:.2g} (1 se)")
+    log.info("wrote %s", path)
+
+
+def balanced_rows(labels: Int[np.ndarray, "N"], count: int | None) -> Int[np.ndarray, "n"]:
+    """Picks images evenly over classes: the first image of every class, then the second of every class, and so on.
+
+    Args:
+        labels: i32[N], the class of every image.
+        count: how many images; None takes all.
+
+    Returns:
+        The rows of these images, ascending. A larger count has those of a smaller one among its own.
+
+    Raises:
+        ValueError: there are fewer images.
+    """
+    if count is not None and count > len(labels):
+        raise ValueError(f"--count is {count}, but the split has {len(labels)} images")
+    by_class = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    index_in_class = np.empty(len(labels), int)
+    index_in_class[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(np.lexsort((labels, index_in_class))[:count])
+
+
+def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditional: bool) -> Bound:
+    """Compiles pixels to the terms of the bound, spread over the devices of a mesh.
+
+    Returns:
+        (params, key, pixels u8[n, h, w, c], ids i32[n, 2]) -> Likelihood in bits/dim; ids are (class, row) and n must
+        be a multiple of the number of devices.
+    """
+    batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    @partial(jit, in_shardings=(replicated, replicated, batch, batch), out_shardings=batch)
+    def bound(params, key, pixels, ids):
+        return bits_per_dim(
+            model.process,
+            model.param,
+            partial(model.network.apply, params),
+            to_signed(pixels),
+            lambda t: sample_noise(stream(key, "likelihood", t), ids, model.image_shape),
+            ids[:, 0] if conditional else None,
+        )
+
+    return bound
+
+
+def bound_batches(
+    bound: Bound, params: Params, key: Key, dataset: Dataset, rows: Int[np.ndarray, "N"], batch_size: int
+) -> Iterator[Likelihood]:
+    """Evaluates any number of images with one compiled batch size; the last batch is padded and cut.
+
+    Yields:
+        The terms of up to `batch_size` images in the order of `rows`, as float64 NumPy arrays; the total is summed
+        over timesteps in float64.
+    """
+    for start in range(0, len(rows), batch_size):
+        chunk = rows[start : start + batch_size]
+        padded = np.resize(chunk, batch_size)
+        ids = np.stack([dataset.labels[padded], padded], axis=1).astype(np.int32)
+        terms = bound(params, key, dataset.images[padded], ids)
+        terms = Likelihood(*(np.asarray(term, np.float64)[: len(chunk)] for term in terms))
+        yield terms._replace(total=terms.prior + terms.vb.sum(axis=1))

@@ -1,0 +1,107 @@
+"""Scoring the checkpoints of a run: `run`, `follow`, and the evaluation during training."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fooddiff.commands import evaluate, train
+from fooddiff.eval import generated
+from fooddiff.eval.__main__ import main
+from fooddiff.train.record import read_scalars
+from tests import tiny
+from tests.random_stem import random_stem
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    workspace = tmp_path_factory.mktemp("workspace")
+    np.savez(workspace / "stem.npz", **random_stem())
+    config = tiny.config(workspace, eval__inception=str(workspace / "stem.npz"), eval__per_class=3)
+    train.run(config, workspace / "run")
+    return workspace
+
+
+def call(workspace, command, *flags):
+    main([
+        command, f"--workdir={workspace / 'run'}", f"--inception={workspace / 'stem.npz'}",
+        f"--cache_dir={workspace / 'features'}", "--batch_size=20", *flags,
+    ])  # fmt: skip
+
+
+def records(workspace, pattern):
+    return {path.name: json.loads(path.read_text()) for path in sorted((workspace / "run" / "eval").glob(pattern))}
+
+
+def test_evaluation_during_training_uses_every_weights_and_reaches_the_metrics(workspace):
+    found = records(workspace, "*_n30_*.json")
+    assert {(r["samples"]["made_by"]["step"], r["samples"]["made_by"]["weights"]) for r in found.values()} == {
+        (step, weights) for step in (2, 4) for weights in ("raw", "ema_0.995")
+    }
+    lines = [record for record in read_scalars(workspace / "run") if any(name.startswith("eval/") for name in record)]
+    assert [line["step"] for line in lines] == [2, 2, 4, 4]
+
+
+def test_run_gives_the_number_of_the_training_and_a_row_to_quote(workspace, capsys):
+    (during,) = records(workspace, "step_0000004_ema_0.995_*_n30_*.json").values()
+    call(workspace, "run", "--per_class=3", "--batch_size=4")
+    assert "FD-64[stem" in (table := capsys.readouterr().out)
+    assert "digits test, n = 360" in table
+    (after,) = records(workspace, "step_0000004_ema_0.995_*_n30_*.json").values()
+    assert after["results"] == during["results"]  # the same weights, ids and batch size: the features are in no cache
+    assert after["samples"]["n_per_class"] == {str(digit): 3 for digit in range(10)}
+
+
+def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_reference(workspace):
+    call(workspace, "run", "--steps=2", "--sampler=ddim", "--weights=raw")
+    (record,) = records(workspace, "step_0000004_raw_ddim-2_*_n360_*.json").values()
+    assert record["samples"]["n_per_class"] == record["reference"]["n_per_class"]
+    made_by = record["samples"]["made_by"]
+    assert (made_by["sampler"], made_by["sampling_steps"], made_by["weights"]) == ("ddim", 2, "raw")
+
+
+def test_follow_scores_what_is_not_scored_yet_and_ends_with_the_training(workspace, monkeypatch):
+    scored = []
+    inner = evaluate.run
+    monkeypatch.setattr(evaluate, "run", lambda *args, **kw: scored.append(kw["step"]) or inner(*args, **kw))
+    call(workspace, "follow", "--per_class=2", "--seed=5", "--poll_seconds=0.01")
+    assert scored == [2, 4]
+    call(workspace, "follow", "--per_class=2", "--seed=5", "--poll_seconds=0.01")
+    assert scored == [2, 4]
+
+
+def test_an_interrupted_evaluation_draws_only_what_is_missing(workspace, monkeypatch):
+    monkeypatch.setattr("fooddiff.eval.extract.CHUNK", 8)
+    drawn = []
+    inner = generated.GeneratedImages.__getitem__
+
+    def draw(self, rows):
+        drawn.append(rows.start)
+        if drawn == [0, 8, 16]:
+            raise KeyboardInterrupt
+        return inner(self, rows)
+
+    monkeypatch.setattr(generated.GeneratedImages, "__getitem__", draw)
+    flags = ("--per_class=4", "--seed=9", f"--cache_dir={workspace / 'interrupted'}")
+    with pytest.raises(KeyboardInterrupt):
+        call(workspace, "run", *flags)
+    call(workspace, "run", *flags)
+    assert drawn == [0, 8, 16, 16, 24, 32]
+    (resumed,) = records(workspace, "*_seed9_*.json").values()
+    call(workspace, "run", "--per_class=4", "--seed=9", f"--cache_dir={workspace / 'whole'}")
+    (whole,) = records(workspace, "*_seed9_*.json").values()
+    assert whole["results"] == resumed["results"]
+
+
+def test_bad_requests_are_named(workspace, capsys):
+    for flags, message in [
+        (("--weights=ema_0.5",), "expected raw, ema_0.995"),
+        (("--step=3",), "no checkpoint of step 3"),
+        (("--per_class=0",), "per_class is 0"),
+        (("--sampler=euler",), "expected one of ancestral, ddim"),
+        (("--reference=nowhere",), "nowhere does not exist"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            call(workspace, "run", *flags)
+        assert stopped.value.code == 1
+        assert message in capsys.readouterr().err
