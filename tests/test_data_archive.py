@@ -8,12 +8,12 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_food101 import jpeg, tiny_food101, write_folder, write_tar
 
 from fooddiff.data import sources
 from fooddiff.data.cache import load_dataset
 from fooddiff.data.preprocess import to_pixels
 from fooddiff.data.sources import source as limits
+from tests.tiny_food101 import jpeg, tiny_food101, write_folder, write_tar
 
 CHEESECAKE = "food-101/images/cheesecake/100.jpg"
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_food101 import tiny_food101, write_folder
 
 from fooddiff.data import sources
 from fooddiff.data.cache import load_dataset
 from fooddiff.data.sources import Source, Split
+from tests.tiny_food101 import tiny_food101, write_folder
 
 ROOT = Path(__file__).parents[1]
 

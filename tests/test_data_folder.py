@@ -3,10 +3,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_food101 import jpeg, write_folder
 
 from fooddiff.data import sources
 from fooddiff.data.cache import load_dataset
+from tests.tiny_food101 import jpeg, write_folder
 
 FILES = {
     "train/cheesecake/b.jpg": jpeg(1, (16, 16)),

@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from random_stem import random_stem
 
 from fooddiff.eval import extract as extract_module
 from fooddiff.eval import inception, resize
 from fooddiff.eval.distances import frechet_distance
 from fooddiff.eval.extract import feature_chunks, make_extract
 from fooddiff.eval.stats import feature_stats
+from tests.random_stem import random_stem
 
 
 @functools.cache
@@ -133,7 +133,7 @@ RUN = """
     import sys
     from pathlib import Path
     import numpy as np
-    from random_stem import random_stem
+    from tests.random_stem import random_stem
     from fooddiff.eval import extract, inception, resize
     extract.CHUNK = 8
     params = inception.fold(random_stem(), ("64",))

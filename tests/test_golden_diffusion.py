@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from functools import partial
 
-import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 
 from fooddiff.diffusion.likelihood import bits_per_dim
 from fooddiff.diffusion.losses import bound_term, prior_term
@@ -16,6 +14,8 @@ from fooddiff.diffusion.process import GaussianDiffusion, q_posterior, q_sample
 from fooddiff.diffusion.reverse import reverse_gaussian
 from fooddiff.diffusion.samplers import ancestral_step, ddim_reverse_step, ddim_step, sample
 from fooddiff.diffusion.timesteps import empty_history, second_moment_probs, update_history
+from tests import golden_cases
+from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 
 CASES = golden_cases.diffusion_cases()
 SPACINGS = golden_cases.spacing_cases()

@@ -2,13 +2,11 @@
 
 from functools import partial
 
-import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 
 from fooddiff import xla
 from fooddiff.diffusion.losses import LossTerms
@@ -17,6 +15,8 @@ from fooddiff.model.openai import from_openai
 from fooddiff.train.objective import Examples, make_objective
 from fooddiff.train.state import init_state
 from fooddiff.train.step import make_train_step
+from tests import golden_cases
+from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 
 CASES = golden_cases.trajectory_cases()
 UNETS = {unet.name: unet for unet in golden_cases.unet_cases()}

@@ -1,16 +1,16 @@
 """The UNet against the reference's outputs and gradients, for every case of a golden directory."""
 
-import golden_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 
 from fooddiff import xla
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.openai import from_openai, to_openai
 from fooddiff.model.torch_file import load_state_dict
+from tests import golden_cases
+from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 
 CASES = golden_cases.unet_cases()
 

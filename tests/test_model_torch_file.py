@@ -11,11 +11,11 @@ from collections import OrderedDict
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_cases import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fooddiff.model.torch_file import load_state_dict
+from tests.golden_cases import GOLDEN
 
 STORAGES = {"<f8": "Double", "<f4": "Float", "<f2": "Half", "<i8": "Long", "<i4": "Int", "u1": "Byte", "?": "Bool"}
 

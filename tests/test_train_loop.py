@@ -39,7 +39,7 @@ class Events:
     def __init__(self, start, step_fn=count, **settings):
         self.log = []
         batches = itertools.repeat(Batch(np.zeros((2, 1, 1, 3), np.uint8), np.zeros(2, np.int32)))
-        settings = dict(steps=7, log_every=2, checkpoint_every=3, max_skipped=4) | settings
+        settings = dict(steps=7, log_every=2, checkpoint_every=3, max_skipped=4, should_stop=lambda: False) | settings
         self.state = train(
             start,
             step_fn,
@@ -70,6 +70,16 @@ def test_order_of_events():
 def test_a_resumed_run_repeats_no_event():
     whole, part = Events(state()), Events(state(), steps=4)
     assert Events(part.state).log == [event for event in whole.log if event[1] > 4]
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_a_run_that_was_asked_to_stop_saves_and_repeats_no_event(stop):
+    calls = itertools.count(1)
+    whole, part = Events(state()), Events(state(), should_stop=lambda: next(calls) == stop)
+    assert int(part.state.step) == stop
+    assert part.log[-1][:2] == ("save", stop)
+    scheduled = [event for event in part.log if event[0] != "save" or event[1] % 3 == 0]
+    assert scheduled + Events(part.state).log == whole.log
 
 
 def test_a_finished_run_does_nothing():

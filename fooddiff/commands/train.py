@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import build
 from fooddiff.arrays import Key
-from fooddiff.commands import evaluate
+from fooddiff.commands import evaluate, signals
 from fooddiff.commands import workdir as workdirs
 from fooddiff.commands.fine_tune import starting_weights
 from fooddiff.data.feed import device_batches
@@ -38,6 +38,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         build.ConfigError: a config value that cannot be.
         workdirs.WorkdirError: the workdir belongs to another config or to other data, or config.init_from does not fit.
         FileNotFoundError: config.init_from holds no checkpoint.
+        signals.Stopped: SIGTERM or SIGINT ended the run early; its state is saved.
     """
     mesh = build.make_mesh()
     training = build.make_training(config, mesh)
@@ -66,7 +67,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if resuming:
             step = checkpoints.steps()[-1]
             saved = checkpoints.meta(step)
-            _check_data(saved, meta, workdir, conditional=training.model.num_classes is not None)
+            _check_data(saved, meta, workdir)
             meta["origin"] = saved.get("origin")
             state = checkpoints.restore(step, training.abstract_state)
             log.info("resumed at step %d of %d", step, config.train.steps)
@@ -77,12 +78,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
             dataset, seed=config.seed, batch_size=config.train.batch_size, start_step=int(state.step),
             flip=config.data.flip, sharding=training.over_data,
         )  # fmt: skip
-        with Recorder(
-            workdir, resume_step=int(state.step), wandb_project=config.log.wandb_project, config=meta["config"]
-        ) as recorder:
+        with (
+            Recorder(
+                workdir, resume_step=int(state.step), wandb_project=config.log.wandb_project, config=meta["config"]
+            ) as recorder,
+            signals.graceful_stop() as stop_signal,
+        ):
             evaluations = _evaluations(config, generator, dataset.class_names, workdir, recorder)
             draw_grids = partial(_draw_grids, config, generator, dataset.class_names, workdir, recorder)
-            train(
+            state = train(
                 state,
                 jit(training.step, donate_argnums=0, out_shardings=training.replicated),
                 batches,
@@ -94,8 +98,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 record=recorder.scalars,
                 snapshots=[Snapshot(config.sample.every_steps, draw_grids), *evaluations],
                 save=partial(checkpoints.save, meta=meta),
+                should_stop=lambda: stop_signal() is not None,
             )
         checkpoints.wait()
+    if int(state.step) < config.train.steps:
+        log.info("stopped at step %d, which is saved; the same command goes on", int(state.step))
+        raise signals.Stopped(128 + stop_signal())
     log.info("done. Next: python run_sample.py --workdir=%s", workdir)
 
 
@@ -110,9 +118,10 @@ def _first_state(
     return build.first_state(training, key, weights), {"workdir": config.init_from, **origin}
 
 
-def _check_data(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: Path, *, conditional: bool) -> None:
+def _check_data(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: Path) -> None:
     """Refuses data that a checkpoint was not trained on; imported weights may be trained on any with their classes."""
     if saved["data_sha256"] is None:
+        conditional = meta["config"]["model"]["num_classes"] is not None
         if conditional and saved["class_names"] != meta["class_names"]:
             raise workdirs.WorkdirError(
                 f"the imported weights in {workdir} know {_some(saved['class_names'])}, the data have "

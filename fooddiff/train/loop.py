@@ -37,8 +37,9 @@ def train(
     record: Callable[[int, Mapping[str, float]], None],
     snapshots: Sequence[Snapshot],
     save: Callable[[TrainState], None],
+    should_stop: Callable[[], bool],
 ) -> TrainState:
-    """Trains until `steps` steps are done in all.
+    """Trains until `steps` steps are done in all, or until it is asked to stop.
 
     Args:
         state: where to start; donated.
@@ -52,6 +53,7 @@ def train(
         record: receives (step, numbers) at log points.
         snapshots: what else to do, each at multiples of its own period after the first step.
         save: saves a checkpoint.
+        should_stop: asked after every step; when true, the state is saved as it is and returned.
 
     Returns:
         The last state.
@@ -86,8 +88,11 @@ def train(
             for snapshot in snapshots:
                 if done % snapshot.every_steps == 0 or done == steps:
                     snapshot.act(done, state)
-            if done % checkpoint_every == 0 or done == steps:
+            stopping = should_stop()
+            if done % checkpoint_every == 0 or done == steps or stopping:
                 save(state)
+            if stopping:
+                break
             window_start += time.perf_counter() - pause  # throughput counts training alone
     return state
 
