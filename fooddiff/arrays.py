@@ -11,14 +11,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, UInt8
 
 Image: TypeAlias = Float[Array, "n h w c"]  # float32 in [-1, 1] wherever it is not a network output
 Pixels: TypeAlias = UInt8[Array, "n h w c"]  # the form of images in files and batches
-Timestep: TypeAlias = Int[Array, "n"]  # an index into the process: 0 has the least noise
-Label: TypeAlias = Int[Array, "n"]  # a class id in the data set's own order
-PerExample: TypeAlias = Float[Array, "n"]
+Timestep: TypeAlias = Int[Array, " n"]  # an index into the process: 0 has the least noise
+Label: TypeAlias = Int[Array, " n"]  # a class id in the data set's own order
+PerExample: TypeAlias = Float[Array, " n"]
 Scalar: TypeAlias = Float[Array, ""]
 Key: TypeAlias = PRNGKeyArray
 Params: TypeAlias = PyTree[jax.Array]
 
-DenoiseFn: TypeAlias = Callable[[Image, Float[Array, "n"], Label | None], Array]
+DenoiseFn: TypeAlias = Callable[[Image, Float[Array, " n"], Label | None], Array]
 """(x_t, the timestep as the network is fed it, y) -> network output [n, h, w, c or 2c]."""
 
 

@@ -9,6 +9,7 @@ from fooddiff.eval import inception, resize
 from fooddiff.eval.distances import frechet_distance, kernel_distance
 from fooddiff.eval.stats import finish, sums_of
 from fooddiff.xla import jit
+from tests.golden_cases import GOLDEN
 from tests.golden_inception import arrays, golden_weights, manifest
 
 NAMES = tuple(inception.DIMENSIONS)

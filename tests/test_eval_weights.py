@@ -117,7 +117,7 @@ def test_a_slice_serves_only_the_features_that_it_covers(tmp_path):
 
 
 def test_files_that_are_not_there_or_not_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{weights.GENUINE_SHA256}.*--weights PATH"):
+    with pytest.raises(FileNotFoundError, match=f"{weights.GENUINE_SHA256}.*--inception PATH"):
         load_inception(tmp_path / "none.pth", ("64",), cache_dir=tmp_path)
     for name, content in (("a.npz", b"junk"), ("a.safetensors", b"junk"), ("a.pth", b"junk"), ("a.bin", b"junk")):
         (tmp_path / name).write_bytes(content)
@@ -209,7 +209,7 @@ def test_a_download_with_another_hash_is_removed(server, tmp_path):
 
 def test_without_a_network_the_message_tells_the_manual_way(tmp_path):
     url = "http://127.0.0.1:9/inception.pth"
-    with pytest.raises(ConnectionError, match=f"{weights.GENUINE_SHA256}.*--weights PATH"):
+    with pytest.raises(ConnectionError, match=f"{weights.GENUINE_SHA256}.*--inception PATH"):
         load_inception(url, ("64",), cache_dir=tmp_path, sha256="00")
 
 

@@ -82,15 +82,18 @@ def test_an_interrupted_evaluation_draws_only_what_is_missing(workspace, monkeyp
         return inner(self, rows)
 
     monkeypatch.setattr(generated.GeneratedImages, "__getitem__", draw)
-    flags = ("--per_class=4", "--seed=9", f"--cache_dir={workspace / 'interrupted'}")
+    few = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    np.savez(workspace / "few.npz", few)
+    flags = ("--per_class=4", "--seed=9", f"--reference={workspace / 'few.npz'}")
+    interrupted, whole = (f"--cache_dir={workspace / name}" for name in ("interrupted", "whole"))
     with pytest.raises(KeyboardInterrupt):
-        call(workspace, "run", *flags)
-    call(workspace, "run", *flags)
+        call(workspace, "run", *flags, interrupted)
+    call(workspace, "run", *flags, interrupted)
     assert drawn == [0, 8, 16, 16, 24, 32]
     (resumed,) = records(workspace, "*_seed9_*.json").values()
-    call(workspace, "run", "--per_class=4", "--seed=9", f"--cache_dir={workspace / 'whole'}")
-    (whole,) = records(workspace, "*_seed9_*.json").values()
-    assert whole["results"] == resumed["results"]
+    call(workspace, "run", *flags, whole)
+    (undisturbed,) = records(workspace, "*_seed9_*.json").values()
+    assert undisturbed["results"] == resumed["results"]
 
 
 def test_bad_requests_are_named(workspace, capsys):

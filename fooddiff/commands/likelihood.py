@@ -114,7 +114,7 @@ def run(
     log.info("wrote %s", path)
 
 
-def balanced_rows(labels: Int[np.ndarray, "N"], count: int | None) -> Int[np.ndarray, "n"]:
+def balanced_rows(labels: Int[np.ndarray, " N"], count: int | None) -> Int[np.ndarray, " n"]:
     """Picks images evenly over classes: the first image of every class, then the second of every class, and so on.
 
     Args:
@@ -161,7 +161,7 @@ def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditio
 
 
 def bound_batches(
-    bound: Bound, params: Params, key: Key, dataset: Dataset, rows: Int[np.ndarray, "N"], batch_size: int
+    bound: Bound, params: Params, key: Key, dataset: Dataset, rows: Int[np.ndarray, " N"], batch_size: int
 ) -> Iterator[Likelihood]:
     """Evaluates any number of images with one compiled batch size; the last batch is padded and cut.
 

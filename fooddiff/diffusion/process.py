@@ -19,20 +19,20 @@ class GaussianDiffusion:
     Index t = 0 is the step with the least noise; x_{-1} means the clean image x_0.
     """
 
-    timesteps: Int[Array, "T"]  # index of each kept step in the original process
-    model_timesteps: Float[Array, "T"]  # what the network is fed for each step
-    log_beta: Float[Array, "T"]
-    alpha_bar: Float[Array, "T"]
-    alpha_bar_prev: Float[Array, "T"]  # alpha_bar[t-1], 1 at t = 0
-    alpha_bar_next: Float[Array, "T"]  # alpha_bar[t+1], 0 at t = T-1
-    sqrt_alpha_bar: Float[Array, "T"]
-    sqrt_one_minus_alpha_bar: Float[Array, "T"]
-    log_one_minus_alpha_bar: Float[Array, "T"]
-    sqrt_recip_alpha_bar: Float[Array, "T"]  # (1 / alpha_bar)^1/2
-    sqrt_recipm1_alpha_bar: Float[Array, "T"]  # (1 / alpha_bar - 1)^1/2
-    posterior_coef_x0: Float[Array, "T"]  # DDPM eq. 7
-    posterior_coef_xt: Float[Array, "T"]
-    posterior_log_var: Float[Array, "T"]  # t = 0 takes the value of t = 1, since its variance is 0
+    timesteps: Int[Array, " T"]  # index of each kept step in the original process
+    model_timesteps: Float[Array, " T"]  # what the network is fed for each step
+    log_beta: Float[Array, " T"]
+    alpha_bar: Float[Array, " T"]
+    alpha_bar_prev: Float[Array, " T"]  # alpha_bar[t-1], 1 at t = 0
+    alpha_bar_next: Float[Array, " T"]  # alpha_bar[t+1], 0 at t = T-1
+    sqrt_alpha_bar: Float[Array, " T"]
+    sqrt_one_minus_alpha_bar: Float[Array, " T"]
+    log_one_minus_alpha_bar: Float[Array, " T"]
+    sqrt_recip_alpha_bar: Float[Array, " T"]  # (1 / alpha_bar)^1/2
+    sqrt_recipm1_alpha_bar: Float[Array, " T"]  # (1 / alpha_bar - 1)^1/2
+    posterior_coef_x0: Float[Array, " T"]  # DDPM eq. 7
+    posterior_coef_xt: Float[Array, " T"]
+    posterior_log_var: Float[Array, " T"]  # t = 0 takes the value of t = 1, since its variance is 0
 
     @property
     def num_timesteps(self) -> int:
@@ -108,7 +108,7 @@ def make_process(
     return jax.tree.map(lambda table: jnp.asarray(table, jnp.int32 if table.dtype.kind == "i" else jnp.float32), tables)
 
 
-def at(table: Float[Array, "T"], t: Timestep) -> Float[Array, "n 1 1 1"]:
+def at(table: Float[Array, " T"], t: Timestep) -> Float[Array, "n 1 1 1"]:
     """Looks up one number per example, shaped to broadcast over images."""
     return table[t][:, None, None, None]
 

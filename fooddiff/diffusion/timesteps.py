@@ -14,7 +14,7 @@ class LossHistory:
     """The last K losses of each timestep, oldest first; part of the training state."""
 
     losses: Float[Array, "T K"]
-    counts: Int[Array, "T"]  # how many of them have been filled, at most K
+    counts: Int[Array, " T"]  # how many of them have been filled, at most K
 
 
 def empty_history(num_timesteps: int, per_term: int = 10) -> LossHistory:
@@ -47,12 +47,12 @@ def update_history(history: LossHistory, t: Timestep, loss: PerExample) -> LossH
     return LossHistory(losses=losses, counts=counts)
 
 
-def uniform_probs(num_timesteps: int) -> Float[Array, "T"]:
+def uniform_probs(num_timesteps: int) -> Float[Array, " T"]:
     """1/T for every timestep."""
     return jnp.full((num_timesteps,), 1 / num_timesteps)
 
 
-def second_moment_probs(history: LossHistory, *, uniform_prob: float = 0.001) -> Float[Array, "T"]:
+def second_moment_probs(history: LossHistory, *, uniform_prob: float = 0.001) -> Float[Array, " T"]:
     """p_t proportional to E[L_t^2]^1/2 (IDDPM eq. 18), uniform until every row of the history is full.
 
     Args:
@@ -69,7 +69,7 @@ def second_moment_probs(history: LossHistory, *, uniform_prob: float = 0.001) ->
     return jnp.where((history.counts == capacity).all(), probs, uniform)
 
 
-def sample_t(key: Key, n: int, probs: Float[Array, "T"]) -> tuple[Timestep, PerExample]:
+def sample_t(key: Key, n: int, probs: Float[Array, " T"]) -> tuple[Timestep, PerExample]:
     """Draws timesteps and the weights that keep the expected loss unchanged.
 
     Args:

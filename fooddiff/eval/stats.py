@@ -21,7 +21,7 @@ class Stats(NamedTuple):
     """Mean and unbiased covariance of a set of feature vectors."""
 
     n: int | None  # None: a statistics file that does not say
-    mean: Float[np.ndarray, "d"]  # float64
+    mean: Float[np.ndarray, " d"]  # float64
     cov: Float[np.ndarray, "d d"]  # float64
 
 
@@ -29,7 +29,7 @@ class Sums(NamedTuple):
     """What is kept of a stream of feature vectors: its size does not depend on n, and two of them add up."""
 
     n: int
-    total: Float[np.ndarray, "d"]  # float64, sum of f
+    total: Float[np.ndarray, " d"]  # float64, sum of f
     outer: Float[np.ndarray, "d d"]  # float64, sum of f f'
 
 

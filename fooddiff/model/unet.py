@@ -17,7 +17,7 @@ NORM_GROUPS = 32
 NORM_EPSILON = 1e-5
 
 
-def timestep_embedding(t: Float[Array, "n"], dim: int, *, max_period: float = 10_000) -> Float[Array, "n dim"]:
+def timestep_embedding(t: Float[Array, " n"], dim: int, *, max_period: float = 10_000) -> Float[Array, "n dim"]:
     """Sinusoidal features of t, cosines then sines, with frequencies from 1 down to almost 1/max_period.
 
     Args:
@@ -340,7 +340,7 @@ class UNet(nnx.Module):
         self.remat = remat
 
     def __call__(
-        self, x_t: Image, t: Float[Array, "n"], y: Label | None, *, dropout_key: Key | None = None
+        self, x_t: Image, t: Float[Array, " n"], y: Label | None, *, dropout_key: Key | None = None
     ) -> Float[Array, "n h w o"]:
         """Denoises.
 

@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from fooddiff.data.lock import locked
 from fooddiff.data.sources.source import Source, Split, open_image
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 log = logging.getLogger(__name__)
 
