@@ -78,21 +78,30 @@ def choose(section: str, value: str, table: Mapping[str, Any]) -> Any:
     return table[value]
 
 
-def construct(function: Callable, section: str, values: Mapping[str, Any], *args: Any, **fixed: Any) -> Any:
+def check_fields(function: Callable, section: str, values: Mapping[str, Any]) -> None:
+    """Checks that a config section fills the keyword-only parameters of a function.
+
+    Raises:
+        ConfigError: an unknown or missing field; lists the right ones.
+    """
+    fields = {name: p for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ConfigError(
+            f"config.{section} has no field {', '.join(unknown)}; its fields are {', '.join(fields) or 'none'}"
+        )
+    if missing := [name for name, p in fields.items() if p.default is p.empty and name not in values]:
+        raise ConfigError(f"config.{section} lacks {', '.join(missing)}")
+
+
+def construct(function: Callable, section: str, values: Mapping[str, Any]) -> Any:
     """Calls a constructor with a config section as keyword arguments.
 
     Raises:
         ConfigError: an unknown or missing field, or a value that the constructor refuses.
     """
-    parameters = inspect.signature(function).parameters
-    accepted = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in fixed]
-    if unknown := sorted(set(values) - set(accepted)):
-        raise ConfigError(f"config.{section} has no field {', '.join(unknown)}; its fields are {', '.join(accepted)}")
-    required = [name for name in accepted if parameters[name].default is inspect.Parameter.empty]
-    if missing := [name for name in required if name not in values]:
-        raise ConfigError(f"config.{section} lacks {', '.join(missing)}")
+    check_fields(function, section, values)
     try:
-        return function(*args, **values, **fixed)
+        return function(**values)
     except ConfigError:
         raise
     except ValueError as error:
@@ -104,13 +113,8 @@ def make_diffusion_model(config) -> DiffusionModel:
     diffusion = construct(_diffusion, "diffusion", config.diffusion)
     betas, rescale_timesteps, param, learned = diffusion
     size = config.data.image_size
-    network = construct(
-        _network,
-        "model",
-        config.model,
-        image_size=size,
-        out_channels=IMAGE_CHANNELS * (2 if learned else 1),
-    )
+    channels = IMAGE_CHANNELS * (2 if learned else 1)
+    network = construct(_network_builder(image_size=size, out_channels=channels), "model", config.model)
 
     def respaced(steps: int | None) -> GaussianDiffusion:
         keep = None if steps is None else schedule.evenly_spaced(len(betas), (steps,))
@@ -128,36 +132,37 @@ def _diffusion(*, schedule: str, timesteps: int, rescale_timesteps: bool, predic
     return betas, rescale_timesteps, reverse.Parameterization(to_x0, target, log_var), variance == "learned_range"
 
 
-def _network(
-    *,
-    image_size: int,
-    out_channels: int,
-    model_channels: int,
-    channel_mult: tuple[int, ...],
-    num_res_blocks: int,
-    attention_resolutions: tuple[int, ...],
-    num_heads: int,
-    num_classes: int | None,
-    scale_shift_norm: bool,
-    dropout: float,
-    dtype: str,
-    remat: bool,
-) -> Network:
-    return make_network(
-        image_size=image_size,
-        in_channels=IMAGE_CHANNELS,
-        out_channels=out_channels,
-        model_channels=model_channels,
-        channel_mult=tuple(channel_mult),
-        num_res_blocks=num_res_blocks,
-        attention_resolutions=tuple(attention_resolutions),
-        num_heads=num_heads,
-        num_classes=num_classes,
-        scale_shift_norm=scale_shift_norm,
-        dropout=dropout,
-        dtype=choose("model.dtype", dtype, DTYPES),
-        remat=remat,
-    )
+def _network_builder(*, image_size: int, out_channels: int) -> Callable[..., Network]:
+    def build(
+        *,
+        model_channels: int,
+        channel_mult: tuple[int, ...],
+        num_res_blocks: int,
+        attention_resolutions: tuple[int, ...],
+        num_heads: int,
+        num_classes: int | None,
+        scale_shift_norm: bool,
+        dropout: float,
+        dtype: str,
+        remat: bool,
+    ) -> Network:
+        return make_network(
+            image_size=image_size,
+            in_channels=IMAGE_CHANNELS,
+            out_channels=out_channels,
+            model_channels=model_channels,
+            channel_mult=tuple(channel_mult),
+            num_res_blocks=num_res_blocks,
+            attention_resolutions=tuple(attention_resolutions),
+            num_heads=num_heads,
+            num_classes=num_classes,
+            scale_shift_norm=scale_shift_norm,
+            dropout=dropout,
+            dtype=choose("model.dtype", dtype, DTYPES),
+            remat=remat,
+        )
+
+    return build
 
 
 def make_training_objective(config, model: DiffusionModel) -> Objective:
@@ -170,7 +175,7 @@ def make_training_objective(config, model: DiffusionModel) -> Objective:
             f"config.objective.name is 'hybrid', whose bound trains the variance, but config.diffusion.variance is "
             f"{config.diffusion.variance!r}: expected 'learned_range'"
         )
-    construct(_loss_settings(function), "objective", settings)
+    check_fields(function, "objective", settings)
     return make_objective(
         model.network,
         partial(function, model.process, model.param, **settings),
@@ -179,17 +184,6 @@ def make_training_objective(config, model: DiffusionModel) -> Objective:
         dropout=config.model.dropout > 0,
         importance_sampling=choose("objective.timestep_sampling", sampling, IMPORTANCE_SAMPLING),
     )
-
-
-def _loss_settings(function: Callable) -> Callable:
-    """A stand-in with the keyword-only settings of a loss function, to check a config section against."""
-
-    def settings(**_):
-        return None
-
-    keyword_only = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    settings.__signature__ = inspect.Signature(keyword_only)
-    return settings
 
 
 def make_optimizer(config) -> optax.GradientTransformation:

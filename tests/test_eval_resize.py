@@ -20,7 +20,7 @@ def resized(rule, x, size=299):
 
 
 def tf1_by_definition(x, size):
-    """The rule of ../shared/FIELD.md, one output pixel at a time along an axis."""
+    """TensorFlow 1's rule, one output pixel at a time along an axis."""
     x = x.astype(np.float32)
     for axis in (2, 1):
         n_in = x.shape[axis]

@@ -20,7 +20,6 @@ from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like, pa
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.weights import load_inception
 from fooddiff.sample.generate import Generator, sample_ids
-from fooddiff.train.checkpoint import Checkpoints
 from fooddiff.train.record import Recorder
 
 log = logging.getLogger(__name__)
@@ -218,21 +217,13 @@ def follow(
     """
     log.info("waiting for checkpoints in %s", workdir)
     while True:
-        steps = checkpoint_steps(workdir)
+        steps = workdirs.checkpoint_steps(workdir)
         for step in steps:
             if not already_scored(workdir, scoring, step, weights):
                 run(workdir, scoring, step=step, weights=weights, reference=reference)
         if steps and steps[-1] >= json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"]["steps"]:
             return
         time.sleep(poll_seconds)
-
-
-def checkpoint_steps(workdir: Path) -> list[int]:
-    """The complete checkpoints of a run, ascending; none if there is no run yet."""
-    if not (workdir / "checkpoints").is_dir():
-        return []
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.steps()
 
 
 def already_scored(workdir: Path, scoring: Scoring, step: int, weights: str) -> bool:

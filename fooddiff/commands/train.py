@@ -46,8 +46,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     workdirs.check(workdir, config)
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
-    resuming = workdirs.has_checkpoint(workdir)
-    if not resuming and config.init_from is not None and not workdirs.has_checkpoint(Path(config.init_from)):
+    resuming = bool(workdirs.checkpoint_steps(workdir))
+    if not resuming and config.init_from is not None and not workdirs.checkpoint_steps(Path(config.init_from)):
         raise FileNotFoundError(f"config.init_from is {config.init_from!r}, a directory without a checkpoint of a run")
     dataset = build.make_dataset(config, "train")
     key = jax.device_put(jax.random.key(config.seed), training.replicated)

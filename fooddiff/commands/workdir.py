@@ -53,12 +53,12 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     write_json(workdir / "versions.json", versions())
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether a directory holds a complete checkpoint; writes nothing."""
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """The steps of a directory's complete checkpoints, ascending; none if it holds no run. Writes nothing."""
     if not (workdir / "checkpoints").is_dir():
-        return False
+        return []
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        return bool(checkpoints.steps())
+        return checkpoints.steps()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
