@@ -1,4 +1,4 @@
-"""Real photographs, where they are at hand, for modules with `pytest_plugins = ["data_fixtures"]`."""
+"""Real photographs, where they are at hand."""
 
 from pathlib import Path
 

@@ -14,8 +14,6 @@ from fooddiff.data import sources
 from fooddiff.data.cache import load_dataset
 from fooddiff.data.feed import device_batches
 
-pytest_plugins = ["data_fixtures"]
-
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_tfds_and_the_archive_give_the_same_cache_bit_for_bit(mini_food101_dir, mini_archive, tmp_path, split):

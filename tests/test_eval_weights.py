@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_model_torch_file import of, zip_bytes
 
 from fooddiff.eval import weights
 from fooddiff.eval.weights import InceptionWeights, load_inception, metric_name
 from tests.random_stem import random_stem
+from tests.test_model_torch_file import of, zip_bytes
 
 stem = functools.cache(random_stem)
 

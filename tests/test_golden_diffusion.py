@@ -17,6 +17,9 @@ from fooddiff.diffusion.timesteps import empty_history, second_moment_probs, upd
 from tests import golden_cases
 from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 
+if not (golden_cases.GOLDEN / "diffusion.json").exists():
+    pytest.skip(f"{golden_cases.GOLDEN} holds no diffusion.json", allow_module_level=True)
+
 CASES = golden_cases.diffusion_cases()
 SPACINGS = golden_cases.spacing_cases()
 INPUTS = {"x0", "eps", "eps2", "t", "loop_x_T", "loop_noise"}

@@ -24,11 +24,15 @@ CASES = (("64", 64, 9), ("2048", 32, 5))  # feature, batch size, repetitions
 WARM_UP = 2
 
 
-def torch_fidelity_extractor(weights: Path, feature: str):
-    """Builds the peer's network; its package is entered sideways, since its top level needs torchvision."""
+def enter_torch_fidelity() -> None:
+    """Makes the peer's modules importable without its top level, which needs torchvision."""
     package = types.ModuleType("torch_fidelity")
     package.__path__ = importlib.util.find_spec("torch_fidelity").submodule_search_locations
     sys.modules["torch_fidelity"] = package
+
+
+def torch_fidelity_extractor(weights: Path, feature: str):
+    """Builds the peer's network."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     network = FeatureExtractorInceptionV3("inception-v3-compat", [feature], feature_extractor_weights_path=str(weights))
@@ -37,6 +41,7 @@ def torch_fidelity_extractor(weights: Path, feature: str):
 
 def main() -> None:
     """Prints one line per feature."""
+    enter_torch_fidelity()
     weights = golden_weights()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pth"
