@@ -3,9 +3,9 @@ r"""The report's experiment at a size that two CPU cores can train: 32x32 images
     python run_train.py --config=configs/food101_tiny.py:hybrid --config.data.source=archive \
         --config.data.path=food-101.tar.gz --workdir=runs/tiny_hybrid
 
-Measured for hybrid, 250 training images per class, 5,000 steps: about 70 images per second on two CPU cores; the mean loss
-over 50 steps falls from 1.41 to 0.085. Samples then show texture and light, but strong colour casts and no dish that one
-would recognise. The full 20,000 steps and the mse objective are not yet measured.
+Measured for hybrid, 250 training images per class, 5,000 steps: about 70 images per second on two CPU cores; the mean
+loss over 50 steps falls from 1.41 to 0.085. Samples then show texture and light, but strong colour casts and no dish
+that one would recognise. The full 20,000 steps and the mse objective are not yet measured.
 """
 
 from ml_collections import ConfigDict

@@ -235,7 +235,7 @@ def in_process(code, *arguments):
 
 def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path):
     killed = in_process(
-        "import os, signal, sys, pathlib, test_data_cache as t\n"
+        "import os, signal, sys, pathlib, tests.test_data_cache as t\n"
         "die = lambda row: row == 9 and os.kill(os.getpid(), signal.SIGKILL)\n"
         "t.load(t.made_up(before_each=die)[0], pathlib.Path(sys.argv[1]))",
         tmp_path,
