@@ -22,6 +22,8 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images per call of the comp
 SINGLE_FILES = flags.DEFINE_bool("single_files", False, "also write every image as a PNG of its own")
 OUT = flags.DEFINE_string("out", None, "where the files go; WORKDIR/samples if not given")
 
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "this is one of several processes that work together")
+
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: write --flag=value")
     from fooddiff.commands import sample
 
-    with terminal.session():
+    with terminal.session(distributed=DISTRIBUTED.value):
         sample.run(
             Path(WORKDIR.value),
             step=STEP.value,

@@ -15,6 +15,7 @@ from fooddiff.commands import terminal
 CONFIG = config_flags.DEFINE_config_file("config", None, "the config, for instance configs/digits.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print parameters, FLOPs, memory and the data plan, and stop")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "this is one of several processes that work together")
 flags.mark_flag_as_required("config")
 
 
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}: write --flag=value")
     from fooddiff.commands import dry_run, train
 
-    with terminal.session():
+    with terminal.session(distributed=DISTRIBUTED.value):
         if DRY_RUN.value:
             dry_run.run(CONFIG.value)
         elif WORKDIR.value is None:

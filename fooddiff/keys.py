@@ -11,6 +11,11 @@ import jax.numpy as jnp
 from fooddiff.arrays import Array, Int, Key
 
 
+def root(seed: int, sharding: jax.sharding.Sharding) -> Key:
+    """The key that all of a run's randomness is derived from, on the devices of every process."""
+    return jax.jit(lambda: jax.random.key(seed), out_shardings=sharding)()
+
+
 def stream(key: Key, name: str, step: int | jax.Array = 0) -> Key:
     """Derives the key of one purpose at one step.
 

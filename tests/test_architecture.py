@@ -13,6 +13,7 @@ ORDER = [
     "arrays",
     "keys",
     "xla",
+    "processes",
     "diffusion",
     "model",
     "data",

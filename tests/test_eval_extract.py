@@ -39,8 +39,7 @@ def never(_):
     pytest.fail("the network ran")
 
 
-def quiet(_):
-    """Shows no progress."""
+SILENT = {"progress": lambda _: None, "after_chunk": lambda: None}
 
 
 @pytest.fixture(scope="module")
@@ -95,36 +94,36 @@ def test_images_must_be_uint8_rgb(extract):
 @pytest.mark.usefixtures("small_chunks")
 def test_finished_chunks_are_read_and_not_computed_again(tmp_path):
     x = images(10)
-    first = list(feature_chunks(x, fake, identity={"a": 1}, folder=tmp_path, progress=quiet))
+    first = list(feature_chunks(x, fake, identity={"a": 1}, folder=tmp_path, **SILENT))
     assert [len(chunk["64"]) for chunk in first] == [4, 4, 2]
-    again = list(feature_chunks(x, never, identity={"a": 1}, folder=tmp_path, progress=quiet))
+    again = list(feature_chunks(x, never, identity={"a": 1}, folder=tmp_path, **SILENT))
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one["64"], other["64"])
 
 
 @pytest.mark.usefixtures("small_chunks")
 def test_a_folder_serves_one_identity(tmp_path):
-    list(feature_chunks(images(5), fake, identity={"resize": "tf1"}, folder=tmp_path, progress=quiet))
+    list(feature_chunks(images(5), fake, identity={"resize": "tf1"}, folder=tmp_path, **SILENT))
     for identity, n in (({"resize": "half_pixel"}, 5), ({"resize": "tf1"}, 6)):
         with pytest.raises(ValueError, match="something else"):
-            list(feature_chunks(images(n), never, identity=identity, folder=tmp_path, progress=quiet))
+            list(feature_chunks(images(n), never, identity=identity, folder=tmp_path, **SILENT))
 
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("content", [b"", b"not an npz", None])
 def test_a_damaged_chunk_is_named_and_not_believed(tmp_path, content):
-    list(feature_chunks(images(8), fake, identity={}, folder=tmp_path, progress=quiet))
+    list(feature_chunks(images(8), fake, identity={}, folder=tmp_path, **SILENT))
     victim = tmp_path / "000000004.npz"
     victim.write_bytes(victim.read_bytes()[:-40] if content is None else content)
     with pytest.raises(ValueError, match=r"000000004\.npz is damaged.*delete it"):
-        list(feature_chunks(images(8), never, identity={}, folder=tmp_path, progress=quiet))
+        list(feature_chunks(images(8), never, identity={}, folder=tmp_path, **SILENT))
 
 
 @pytest.mark.usefixtures("small_chunks")
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = []
-    chunks = list(feature_chunks(images(10), fake, identity={}, folder=None, progress=done.append))
+    chunks = list(feature_chunks(images(10), fake, identity={}, folder=None, **(SILENT | {"progress": done.append})))
     assert sum(len(chunk["64"]) for chunk in chunks) == sum(done) == 10
     assert not list(tmp_path.iterdir())
 
@@ -139,7 +138,7 @@ RUN = """
     params = inception.fold(random_stem(), ("64",))
     run = extract.make_extract(params, ("64",), resize=resize.tf1, batch_size=4)
     x = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
-    for chunk in extract.feature_chunks(x, run, identity={}, folder=Path(sys.argv[1]), progress=int):
+    for chunk in extract.feature_chunks(x, run, identity={}, folder=Path(sys.argv[1]), progress=int, after_chunk=int):
         print("chunk", chunk["64"].sum(dtype="f8").hex(), flush=True)
 """
 

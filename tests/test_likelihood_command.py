@@ -36,6 +36,7 @@ def run(workspace):
 def bpd(run, out, **changes):
     settings = dict(
         step=None, weights="ema", split="test", count=20, batch_size=8, seed=0, data_path=None, cache_dir=None, out=out,
+            stop_if_asked=lambda: None,
     )  # fmt: skip
     likelihood.run(run, **(settings | changes))
     return json.loads(out.read_text())

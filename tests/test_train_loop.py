@@ -36,18 +36,27 @@ def skip(state, batch, key):
 
 
 class Events:
-    def __init__(self, start, step_fn=count, **settings):
-        self.log = []
+    """What a run does, in order. As `act` must, `draw` leaves alone what an interrupted run has `drawn`."""
+
+    def __init__(self, start, step_fn=count, drawn=(), **settings):
+        self.log, self.drawn = [], set(drawn)
         batches = itertools.repeat(Batch(np.zeros((2, 1, 1, 3), np.uint8), np.zeros(2, np.int32)))
         settings = dict(steps=7, log_every=2, checkpoint_every=3, max_skipped=4, should_stop=lambda: False) | settings
+
+        def draw(step, state):
+            if step not in self.drawn:
+                self.drawn.add(step)
+                self.log.append(("grid", step, int(state.step)))
+
         self.state = train(
             start,
             step_fn,
             (jax.device_put(batch) for batch in batches),
             jax.device_put(jax.random.key(0)),
             record=lambda step, values: self.log.append(("record", step, values.get("train/loss"))),
-            snapshots=[Snapshot(4, lambda step, state: self.log.append(("grid", step, int(state.step))))],
+            snapshots=[Snapshot(4, draw)],
             save=lambda state: self.log.append(("save", int(state.step), float(state.sums["loss"][0]))),
+            show_progress=False,
             **settings,
         )
 
@@ -69,21 +78,26 @@ def test_order_of_events():
 
 def test_a_resumed_run_repeats_no_event():
     whole, part = Events(state()), Events(state(), steps=4)
-    assert Events(part.state).log == [event for event in whole.log if event[1] > 4]
+    assert Events(part.state, drawn=part.drawn).log == [event for event in whole.log if event[1] > 4]
 
 
 @pytest.mark.parametrize("stop", range(1, 7))
 def test_a_run_that_was_asked_to_stop_saves_and_repeats_no_event(stop):
-    calls = itertools.count(1)
+    calls = itertools.count()
     whole, part = Events(state()), Events(state(), should_stop=lambda: next(calls) == stop)
     assert int(part.state.step) == stop
     assert part.log[-1][:2] == ("save", stop)
     scheduled = [event for event in part.log if event[0] != "save" or event[1] % 3 == 0]
-    assert scheduled + Events(part.state).log == whole.log
+    assert scheduled + Events(part.state, drawn=part.drawn).log == whole.log
+
+
+def test_a_snapshot_that_was_interrupted_is_made_up_for_on_resuming():
+    assert Events(state(4)).log[0] == ("grid", 4, 4)
+    assert Events(state(7)).log == [("grid", 7, 7)]
 
 
 def test_a_finished_run_does_nothing():
-    assert Events(state(7)).log == []
+    assert Events(state(7), drawn={7}).log == []
 
 
 def test_stops_when_gradients_stay_non_finite():

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from fooddiff import build
+from fooddiff import build, processes
 from fooddiff.arrays import Params
 from fooddiff.commands import workdir as workdirs
 from fooddiff.eval import results
@@ -20,7 +21,7 @@ from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like, pa
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.weights import load_inception
 from fooddiff.sample.generate import Generator, sample_ids
-from fooddiff.train.record import Recorder
+from fooddiff.train.record import NoRecorder, Recorder
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,8 @@ def score(
         made_by=made_by,
         versions=workdirs.versions(),
     )
-    results.write_record(record_path(workdir, scoring, step, weights, len(ids)), record)
+    path = record_path(workdir, scoring, step, weights, len(ids))
+    processes.on_first(lambda: results.write_record(path, record))
     return record
 
 
@@ -140,8 +142,8 @@ def record_path(workdir: Path, scoring: Scoring, step: int, weights: str, n: int
     return workdir / "eval" / f"step_{step:07d}_{weights}_{scoring.sampler}-{calls}_seed{scoring.seed}_n{n}_{how}.json"
 
 
-def scoring_during_training(config) -> Scoring:
-    """Builds the scoring that config.eval and config.sample describe."""
+def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scoring:
+    """Builds the scoring that config.eval and config.sample describe; for `after_chunk` see `Extractor`."""
     settings, sample = config.eval, config.sample
     names = tuple(settings.features)
     weights = load_inception(settings.inception, names, cache_dir=settings.cache_dir)
@@ -151,6 +153,7 @@ def scoring_during_training(config) -> Scoring:
         resize=build.choose("eval.resize", settings.resize, build.RESIZE),
         batch_size=sample.batch_size,
         cache_dir=Path(settings.cache_dir),
+        after_chunk=after_chunk,
     )
     return Scoring(
         extractor=extractor,
@@ -195,14 +198,20 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
         reference=reference_of(trained.config) if reference is None else reference,
         workdir=workdir,
     )
-    with Recorder(workdir, resume_step=None) as recorder:
+    with Recorder(workdir, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
         recorder.scalars(trained.step, numbers_of(record))
     print_record(record)
     return record
 
 
 def follow(
-    workdir: Path, scoring: Scoring, *, weights: str, reference: ImageSet | Path | None, poll_seconds: float
+    workdir: Path,
+    scoring: Scoring,
+    *,
+    weights: str,
+    reference: ImageSet | Path | None,
+    poll_seconds: float,
+    stop_if_asked: Callable[[], None],
 ) -> None:
     """Scores every checkpoint of a running training as it appears, until the one of its last step is scored.
 
@@ -214,16 +223,24 @@ def follow(
         weights: "raw", "ema" or "ema_<rate>".
         reference: what to compare with; None takes the test split of the run's data.
         poll_seconds: how long to wait between two looks, in seconds.
+        stop_if_asked: called while waiting; ends the command by what it raises.
     """
     log.info("waiting for checkpoints in %s", workdir)
     while True:
         steps = workdirs.checkpoint_steps(workdir)
-        for step in steps:
-            if not already_scored(workdir, scoring, step, weights):
-                run(workdir, scoring, step=step, weights=weights, reference=reference)
-        if steps and steps[-1] >= json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"]["steps"]:
+        unscored = [step for step in steps if not already_scored(workdir, scoring, step, weights)]
+        if (step := processes.first_says(min(unscored, default=-1))) >= 0:
+            run(workdir, scoring, step=step, weights=weights, reference=reference)
+            continue
+        if processes.first_says(bool(steps) and steps[-1] >= _last_step(workdir)):
             return
-        time.sleep(poll_seconds)
+        for _ in range(math.ceil(poll_seconds)):
+            stop_if_asked()
+            time.sleep(min(1.0, poll_seconds))
+
+
+def _last_step(workdir: Path) -> int:
+    return json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"]["steps"]
 
 
 def already_scored(workdir: Path, scoring: Scoring, step: int, weights: str) -> bool:
@@ -247,7 +264,9 @@ def reference_of(config) -> ImageSet:
 
 
 def print_record(record: dict) -> None:
-    """Prints the table of a record, and its warnings to stderr."""
+    """Prints the table of a record, and its warnings to stderr, once for all processes."""
+    if not processes.is_first():
+        return
     results.print_table(record, Console(width=max(Console().width, 160)))  # a row that is folded cannot be pasted
     for result in record["results"]:
         for warning in result["warnings"]:

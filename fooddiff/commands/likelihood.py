@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fooddiff import build
+from fooddiff import build, processes
 from fooddiff.arrays import Array, Int, Key, Params, Pixels
 from fooddiff.commands import workdir as workdirs
 from fooddiff.data.cache import Dataset
@@ -36,6 +36,7 @@ def run(
     data_path: str | None,
     cache_dir: str | None,
     out: Path | None,
+    stop_if_asked: Callable[[], None],
 ) -> None:
     """Writes the mean bound of IDDPM eq. 4 over images, in bits/dim, as JSON.
 
@@ -53,6 +54,7 @@ def run(
         data_path: where the data are now; None takes config.data.path of the checkpoint.
         cache_dir: where decoded pixels go; None takes config.data.cache_dir of the checkpoint.
         out: the file to write; None takes a name in workdir/eval that says what was evaluated.
+        stop_if_asked: called after every batch; ends the command by what it raises. Nothing is kept then.
 
     Raises:
         FileNotFoundError: no such workdir, checkpoint or data.
@@ -80,11 +82,12 @@ def run(
     batches = []
     batch_size = min(batch_size, len(rows))
     batch_size += -batch_size % mesh.size
-    with tqdm(total=len(rows), unit="image", dynamic_ncols=True) as progress:
+    with tqdm(total=len(rows), unit="image", dynamic_ncols=True, disable=not processes.is_first()) as progress:
         for batch in bound_batches(bound, trained.params, jax.random.key(seed), dataset, rows, batch_size):
             batches.append(batch)
             progress.update(len(batch.prior))
             progress.set_postfix_str(f"{np.mean(np.concatenate([b.total for b in batches])):.3f} bits/dim")
+            stop_if_asked()
     terms = Likelihood(*map(np.concatenate, zip(*batches, strict=True)))
 
     if bad := int((~np.isfinite(terms.total)).sum()):
@@ -109,7 +112,7 @@ def run(
     }
     name = f"bpd_step_{trained.step:07d}_{trained.weights}_{split}_n{len(rows)}_seed{seed}.json"
     path = workdir / "eval" / name if out is None else out
-    write_record(path, record)
+    processes.on_first(lambda: write_record(path, record))
     log.info("%.4f ± %s bits/dim", record["bits_per_dim"], "unknown" if error is None else f"{error:.2g} (1 se)")
     log.info("wrote %s", path)
 
@@ -146,7 +149,7 @@ def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditio
     batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    @partial(jit, in_shardings=(replicated, replicated, batch, batch), out_shardings=batch)
+    @partial(jit, out_shardings=replicated)  # every process gets every bound
     def bound(params, key, pixels, ids):
         return bits_per_dim(
             model.process,
@@ -157,7 +160,7 @@ def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditio
             ids[:, 0] if conditional else None,
         )
 
-    return bound
+    return lambda params, key, pixels, ids: bound(params, key, *jax.device_put((pixels, ids), batch))
 
 
 def bound_batches(

@@ -1,7 +1,11 @@
 """Samples from a trained run: a labelled grid, an npz of the pixels and, on request, single PNG files."""
 
+import glob
+import hashlib
 import io
+import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +14,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fooddiff import build
+from fooddiff import build, processes
+from fooddiff.commands import signals
 from fooddiff.commands import workdir as workdirs
-from fooddiff.sample.generate import generate_batches, sample_ids
+from fooddiff.eval.generated import params_sha256
+from fooddiff.sample.generate import sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
+from fooddiff.sample.resume import resumable_batches
 from fooddiff.train.record import write_atomically
 
 log = logging.getLogger(__name__)
@@ -36,7 +43,8 @@ def run(
 ) -> None:
     """Writes `<name>.png`, `<name>.npz` and `<name>/<class>/<i>.png` into `out`.
 
-    The npz holds `arr_0`, uint8[n, h, w, 3], and `arr_1`, the class ids, class by class.
+    The npz holds `arr_0`, uint8[n, h, w, 3], and `arr_1`, the class ids, class by class. Until they are written,
+    finished batches lie in `<name>.partial-<id>/`, and the same command goes on from them.
 
     Args:
         workdir: a run's directory.
@@ -55,6 +63,7 @@ def run(
     Raises:
         FileNotFoundError: no such workdir or checkpoint.
         ValueError: an unknown class, weights or sampler, or a number out of range.
+        signals.Stopped: SIGTERM or SIGINT ended the sampling early.
     """
     for name, value in (("--per_class", per_class), ("--batch_size", batch_size)):
         if value < 1:
@@ -69,20 +78,36 @@ def run(
 
     batch_size = min(batch_size, len(ids))
     batch_size += -batch_size % mesh.size
-    batches = []
-    with tqdm(total=len(ids), unit="image", dynamic_ncols=True) as progress:
-        for images in generate_batches(generator, trained.params, jax.random.key(seed), ids, batch_size):
-            batches.append(images)
-            progress.update(len(images))
-    images = np.concatenate(batches)
-
     out = workdir / "samples" if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
     calls = trained.model.process.num_timesteps if sampling_steps is None else sampling_steps
     stem = f"step_{trained.step:07d}_{trained.weights}_{sampler}{calls}_seed{seed}"
-    by_class = images.reshape(len(names), per_class, *images.shape[1:])
+    partial_of = f"{stem}.partial-"
+    made_by = [params_sha256(trained.params), sampler, calls, eta, seed, batch_size, ids.tolist()]
+
+    batches = []
+    with (
+        signals.graceful_stop() as stop_signal,
+        tqdm(total=len(ids), unit="image", dynamic_ncols=True, disable=not processes.is_first()) as progress,
+    ):
+        for images in resumable_batches(
+            generator, trained.params, jax.random.key(seed), ids, batch_size,
+            folder=out / (partial_of + hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:12]),
+            after_batch=lambda: signals.stop_if_asked(stop_signal),
+        ):  # fmt: skip
+            batches.append(images)
+            progress.update(len(images))
+    if processes.is_first():
+        _write(out, stem, np.concatenate(batches), ids[:, 0], names, single_files=single_files)
+        for folder in out.glob(f"{glob.escape(partial_of)}*"):
+            shutil.rmtree(folder)
+
+
+def _write(
+    out: Path, stem: str, images: np.ndarray, labels: np.ndarray, names: Sequence[str], *, single_files: bool
+) -> None:
+    by_class = images.reshape(len(names), -1, *images.shape[1:])
     write_atomically(out / f"{stem}.png", png_bytes(class_grid(by_class, names)))
-    write_atomically(out / f"{stem}.npz", _npz_bytes(images, ids[:, 0]))
+    write_atomically(out / f"{stem}.npz", _npz_bytes(images, labels))
     if single_files:
         for name, column in zip(names, by_class, strict=True):
             directory = out / stem / name

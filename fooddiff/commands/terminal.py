@@ -26,25 +26,44 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 @contextmanager
-def session() -> Iterator[None]:
+def session(*, distributed: bool) -> Iterator[None]:
     """Shows this project's log lines above progress bars, and ends an expected error with a message and status 1.
 
     Libraries that log through absl are heard from errors on. Set FOODDIFF_TRACEBACK=1 to see tracebacks.
+
+    Args:
+        distributed: whether this is one of several processes of a run, which it then joins. Process 0 shows the log,
+            the others only warnings. A process that fails ends without waiting for the others, which end as soon as
+            they miss it.
     """
+    from fooddiff import processes  # imports JAX, which a misspelt flag need not wait for
+
     absl_logging.set_verbosity(absl_logging.ERROR)
     logger = logging.getLogger("fooddiff")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers = [logging.StreamHandler()]
     try:
+        if distributed:
+            processes.join()
+            if not processes.is_first():
+                logger.setLevel(logging.WARNING)
         with logging_redirect_tqdm(loggers=[logger]):
             yield
     except EXPECTED as error:
         if os.environ.get("FOODDIFF_TRACEBACK"):
             raise
-        _fail(str(error))
+        message = processes.explain(error)
+        if distributed:
+            _print_error(message)
+            processes.leave(1)
+        _fail(message)
 
 
 def _fail(message: str) -> NoReturn:
-    Console(stderr=True).print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    _print_error(message)
     sys.exit(1)
+
+
+def _print_error(message: str) -> None:
+    Console(stderr=True).print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)

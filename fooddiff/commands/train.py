@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fooddiff import build
+from fooddiff import build, keys, processes
 from fooddiff.arrays import Key
 from fooddiff.commands import evaluate, signals
 from fooddiff.commands import workdir as workdirs
@@ -20,7 +20,7 @@ from fooddiff.sample.generate import Generator, generate_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 from fooddiff.train.checkpoint import Checkpoints
 from fooddiff.train.loop import Snapshot, train
-from fooddiff.train.record import Recorder, write_atomically
+from fooddiff.train.record import NoRecorder, Recorder, write_atomically
 from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
 
@@ -43,16 +43,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
     mesh = build.make_mesh()
     training = build.make_training(config, mesh)
     generator = _grid_generator(config, training.model, mesh)
-    workdirs.check(workdir, config)
+    processes.on_first(lambda: workdirs.check(workdir, config))
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
     resuming = bool(workdirs.checkpoint_steps(workdir))
     if not resuming and config.init_from is not None and not workdirs.checkpoint_steps(Path(config.init_from)):
         raise FileNotFoundError(f"config.init_from is {config.init_from!r}, a directory without a checkpoint of a run")
     dataset = build.make_dataset(config, "train")
-    key = jax.device_put(jax.random.key(config.seed), training.replicated)
+    processes.check_same("the training data (their SHA-256)", dataset.manifest["sha256"])
+    key = keys.root(config.seed, training.replicated)
     state, origin = (None, None) if resuming else _first_state(config, training, mesh, dataset.class_names, key)
-    workdirs.claim(workdir, config)  # not before all of that is there: a start that failed leaves the directory free
+    # not before all of that is there: a start that failed leaves the directory free
+    processes.on_first(lambda: workdirs.claim(workdir, config))
     log.info("%d training images of %d classes", len(dataset.labels), len(dataset.class_names))
 
     meta = {
@@ -78,13 +80,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
             dataset, seed=config.seed, batch_size=config.train.batch_size, start_step=int(state.step),
             flip=config.data.flip, sharding=training.over_data,
         )  # fmt: skip
+        start = int(state.step)
         with (
-            Recorder(
-                workdir, resume_step=int(state.step), wandb_project=config.log.wandb_project, config=meta["config"]
-            ) as recorder,
+            Recorder(workdir, resume_step=start, wandb_project=config.log.wandb_project, config=meta["config"])
+            if processes.is_first()
+            else NoRecorder() as recorder,
             signals.graceful_stop() as stop_signal,
         ):
-            evaluations = _evaluations(config, generator, dataset.class_names, workdir, recorder)
+            evaluations = _evaluations(config, generator, dataset.class_names, workdir, recorder, stop_signal)
             draw_grids = partial(_draw_grids, config, generator, dataset.class_names, workdir, recorder)
             state = train(
                 state,
@@ -98,12 +101,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 record=recorder.scalars,
                 snapshots=[Snapshot(config.sample.every_steps, draw_grids), *evaluations],
                 save=partial(checkpoints.save, meta=meta),
-                should_stop=lambda: stop_signal() is not None,
+                should_stop=lambda: stop_signal(wait=False) > 0,
+                show_progress=processes.is_first(),
             )
         checkpoints.wait()
-    if int(state.step) < config.train.steps:
+    if number := stop_signal(wait=True):
         log.info("stopped at step %d, which is saved; the same command goes on", int(state.step))
-        raise signals.Stopped(128 + stop_signal())
+        raise signals.Stopped(number)
     log.info("done. Next: python run_sample.py --workdir=%s", workdir)
 
 
@@ -155,27 +159,36 @@ def _grid_generator(config: ConfigDict, model: build.DiffusionModel, mesh: jax.s
 
 
 def _evaluations(
-    config: ConfigDict, generator: Generator, class_names: tuple[str, ...], workdir: Path, recorder: Recorder
+    config: ConfigDict,
+    generator: Generator,
+    class_names: tuple[str, ...],
+    workdir: Path,
+    recorder: Recorder | NoRecorder,
+    stop_signal: signals.StopSignal,
 ) -> list[Snapshot]:
     """The evaluation during training that config.eval asks for, if any."""
     if config.eval.inception is None:
         log.info("no evaluation during training, since config.eval.inception names no Inception weights")
         return []
-    scoring, reference = evaluate.scoring_during_training(config), evaluate.reference_of(config)
+    scoring = evaluate.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, stop_signal))
+    reference = evaluate.reference_of(config)
 
     def act(step: int, state: TrainState) -> None:
         for weights in config.eval.weights:
             rate = workdirs.ema_rate(weights, [str(rate) for rate in config.ema.rates])
-            record = evaluate.score(
-                scoring,
-                generator,
-                state.params if rate is None else state.ema[rate],
-                step=step,
-                weights="raw" if rate is None else f"ema_{rate}",
-                class_names=class_names,
-                reference=reference,
-                workdir=workdir,
-            )
+            try:
+                record = evaluate.score(
+                    scoring,
+                    generator,
+                    state.params if rate is None else state.ema[rate],
+                    step=step,
+                    weights="raw" if rate is None else f"ema_{rate}",
+                    class_names=class_names,
+                    reference=reference,
+                    workdir=workdir,
+                )
+            except signals.Stopped:  # the loop asks next, saves and stops; a resumed run goes on with this evaluation
+                return
             recorder.scalars(step, evaluate.numbers_of(record))
             evaluate.print_record(record)
 
@@ -187,19 +200,22 @@ def _draw_grids(
     generator: Generator,
     class_names: tuple[str, ...],
     workdir: Path,
-    recorder: Recorder,
+    recorder: Recorder | NoRecorder,
     step: int,
     state: TrainState,
 ) -> None:
-    """Writes samples/step_<step>_<weights>.png for the raw weights and the first average."""
+    """Writes samples/step_<step>_<weights>.png for the raw weights and the first average, where it is missing."""
     names = tuple(config.sample.classes) or class_names[:12]
     ids = sample_ids(workdirs.class_ids(class_names, names), config.sample.per_class)
     key = jax.random.key(GRID_SEED)
     weights = {"raw": state.params} | {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
-    (workdir / "samples").mkdir(exist_ok=True)
     for name, params in weights.items():
-        images = np.concatenate(list(generate_batches(generator, params, key, ids, config.sample.batch_size)))
-        grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
         path = workdir / "samples" / f"step_{step:07d}_{name}.png"
-        write_atomically(path, png_bytes(grid))
-        recorder.picture(step, f"samples/{name}", path)
+        if processes.first_says(path.exists()):
+            continue
+        images = np.concatenate(list(generate_batches(generator, params, key, ids, config.sample.batch_size)))
+        if processes.is_first():
+            grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, png_bytes(grid))
+            recorder.picture(step, f"samples/{name}", path)

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     flags.overrides = [argument for argument in overrides if argument.startswith("--config.") and "config" in flags]
     if unknown := [argument for argument in overrides if argument not in flags.overrides]:
         parser.error(f"unexpected arguments: {' '.join(unknown)} (a config's fields are written --config.field=value)")
-    with session():
+    with session(distributed=False):
         flags.run(flags)
 
 

@@ -4,15 +4,18 @@ Owns the flags. Every subcommand is a function of its parsed flags.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from fooddiff import build
+from fooddiff import build, processes
 from fooddiff.commands import evaluate as scorer
 from fooddiff.commands import likelihood
+from fooddiff.commands.signals import graceful_stop, stop_if_asked
 from fooddiff.commands.terminal import session
 from fooddiff.commands.workdir import versions
 from fooddiff.data.sources import SPLITS
@@ -22,11 +25,14 @@ from fooddiff.eval.images import ImageSet, open_images
 from fooddiff.eval.stats import write_stats
 from fooddiff.eval.weights import BY_HAND, GENUINE_URLS, load_inception
 
+log = logging.getLogger("fooddiff.eval")  # __name__ would be __main__
+
 
 def main(argv: Sequence[str]) -> None:
     """Runs one subcommand."""
     flags = _parser().parse_args(argv)
-    with session():
+    with session(distributed=flags.distributed), graceful_stop() as stop_signal:
+        flags.stop_if_asked = partial(stop_if_asked, stop_signal)
         flags.run(flags)
 
 
@@ -49,6 +55,7 @@ def follow(flags: argparse.Namespace) -> None:
         weights=flags.weights,
         reference=_reference(flags.reference, flags),
         poll_seconds=flags.poll_seconds,
+        stop_if_asked=flags.stop_if_asked,
     )
 
 
@@ -67,17 +74,18 @@ def images(flags: argparse.Namespace) -> None:
         versions=versions(),
     )
     path = flags.out / f"{record['samples']['name']}-vs-{record['reference']['name']}.json".replace(" ", "-")
-    results.write_record(path, record)
+    processes.on_first(lambda: results.write_record(path, record))
     scorer.print_record(record)
-    print(f"written to {path}")
+    log.info("wrote %s", path)
 
 
 def stats(flags: argparse.Namespace) -> None:
     """Writes mean and covariance of one feature of images as an npz with mu and sigma."""
     extractor, images = _extractor(flags), _open(flags.images, flags)
     (name,) = extractor.names
-    write_stats(flags.out, stats_of(extractor, images, name), stats_provenance(extractor, images, name))
-    print(f"mu and sigma of feature {name} of {len(images.pixels):,} images written to {flags.out}")
+    found = stats_of(extractor, images, name)
+    processes.on_first(lambda: write_stats(flags.out, found, stats_provenance(extractor, images, name)))
+    log.info("wrote %s: mu and sigma of feature %s of %s images", flags.out, name, f"{len(images.pixels):,}")
 
 
 def bpd(flags: argparse.Namespace) -> None:
@@ -93,6 +101,7 @@ def bpd(flags: argparse.Namespace) -> None:
         data_path=flags.data_path,
         cache_dir=flags.cache_dir,
         out=flags.out,
+        stop_if_asked=flags.stop_if_asked,
     )
 
 
@@ -123,7 +132,12 @@ def _extractor(flags: argparse.Namespace) -> Extractor:
     names = tuple(dict.fromkeys(flags.features))
     weights = load_inception(flags.inception, names, cache_dir=flags.cache_dir, sha256=flags.inception_sha256)
     return make_extractor(
-        weights, names, resize=build.RESIZE[flags.resize], batch_size=flags.batch_size, cache_dir=flags.cache_dir
+        weights,
+        names,
+        resize=build.RESIZE[flags.resize],
+        batch_size=flags.batch_size,
+        cache_dir=flags.cache_dir,
+        after_chunk=flags.stop_if_asked,
     )
 
 
@@ -143,6 +157,9 @@ def _holds_stats(spec: str) -> bool:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fooddiff.eval", description="Scores models and images.")
+    parser.add_argument(
+        "--distributed", action="store_true", help="this is one of several processes that work together"
+    )
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     what = "a folder of images, an npz with arr_0, or SOURCE:PATH:SPLIT such as archive:food-101.tar.gz:test"
     features, metrics, model = _feature_flags(), _metric_flags(), _model_flags()

@@ -6,13 +6,14 @@ Owns the order of these steps and the caches between them. Knows no command line
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from fooddiff import processes
 from fooddiff.eval import inception, results
 from fooddiff.eval.distances import (
     frechet_estimate,
@@ -42,6 +43,8 @@ class Extractor:
         resize: the name of the resize rule.
         extract: the compiled function.
         cache_dir: where features and statistics are kept; safe to delete at any time.
+        after_chunk: called whenever a chunk of features was stored; what it raises ends the evaluation, which a second
+            one completes.
     """
 
     weights: InceptionWeights
@@ -49,6 +52,7 @@ class Extractor:
     resize: str
     extract: Extract
     cache_dir: Path
+    after_chunk: Callable[[], None]
 
 
 def make_extractor(
@@ -58,6 +62,7 @@ def make_extractor(
     resize: Resize,
     batch_size: int,
     cache_dir: Path,
+    after_chunk: Callable[[], None],
 ) -> Extractor:
     """Binds weights, features, resize rule and batch size.
 
@@ -67,12 +72,19 @@ def make_extractor(
         resize: a rule of resize.py; its function name is the rule's name.
         batch_size: images per call of the network, a multiple of the number of devices.
         cache_dir: where features and statistics are kept.
+        after_chunk: see `Extractor`.
 
     Returns:
         The extractor.
     """
-    extract = make_extract(weights.params, names, resize=resize, batch_size=batch_size)
-    return Extractor(weights=weights, names=names, resize=resize.__name__, extract=extract, cache_dir=cache_dir)
+    return Extractor(
+        weights=weights,
+        names=names,
+        resize=resize.__name__,
+        extract=make_extract(weights.params, names, resize=resize, batch_size=batch_size),
+        cache_dir=cache_dir,
+        after_chunk=after_chunk,
+    )
 
 
 def features_of(extractor: Extractor, images: ImageSet, name: str) -> Iterator[np.ndarray]:
@@ -87,10 +99,14 @@ def features_of(extractor: Extractor, images: ImageSet, name: str) -> Iterator[n
         f32[n, d], chunk by chunk, in the order of the images.
     """
     folder, identity = _place(extractor, images)
-    with tqdm(total=len(images.pixels), unit="image", desc=f"features of {images.name}", leave=False) as bar:
+    with tqdm(
+        total=len(images.pixels), unit="image", desc=f"features of {images.name}", leave=False,
+        disable=not processes.is_first(),
+    ) as bar:  # fmt: skip
         for chunk in feature_chunks(
-            images.pixels, extractor.extract, identity=identity, folder=folder, progress=bar.update
-        ):
+            images.pixels, extractor.extract, identity=identity, folder=folder,
+            progress=bar.update, after_chunk=extractor.after_chunk,
+        ):  # fmt: skip
             yield chunk[name]
 
 
@@ -106,10 +122,10 @@ def stats_of(extractor: Extractor, images: ImageSet, name: str) -> Stats:
         The statistics.
     """
     path = _place(extractor, images)[0] / f"stats-{name}.npz"
-    if not path.exists():
+    if not processes.first_says(path.exists()):
         sums = (sums_of(chunk) for chunk in features_of(extractor, images, name))
         stats = finish(functools.reduce(merge, sums))
-        write_stats(path, stats, stats_provenance(extractor, images, name))
+        processes.on_first(lambda: write_stats(path, stats, stats_provenance(extractor, images, name)))
     return read_stats(path)[0]
 
 

@@ -1,4 +1,4 @@
-"""Runs the Inception network over images: sharded over the local devices, in chunks that survive a kill.
+"""Runs the Inception network over images: sharded over all devices, in chunks that survive a kill.
 
 Owns devices, batches and the chunk files. The files are the interface: what follows reads features and never
 images.
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fooddiff import processes
 from fooddiff.arrays import Array, Float, Pixels
 from fooddiff.eval import inception
 from fooddiff.eval.files import atomic_path
@@ -59,7 +60,7 @@ def make_extract(
         names: feature names, keys of `inception.DIMENSIONS`.
         resize: a rule of resize.py.
         batch_size: images per call of the network, over all devices together.
-        devices: to share each batch; all of this process where None.
+        devices: to share each batch; all of every process where None.
 
     Returns:
         The function.
@@ -68,7 +69,7 @@ def make_extract(
         ValueError: the devices cannot divide the batch, or a feature does not exist.
     """
     inception.check_names(names)
-    devices = jax.local_devices() if devices is None else devices
+    devices = jax.devices() if devices is None else devices
     if batch_size < 1 or batch_size % len(devices):
         raise ValueError(f"batch size {batch_size} is not a positive multiple of the {len(devices)} devices")
     mesh = Mesh(np.asarray(devices), ("data",))
@@ -77,7 +78,7 @@ def make_extract(
     network = jit(
         functools.partial(inception.features, names=names, resize=resize),
         in_shardings=(everywhere, rows),
-        out_shardings=rows,
+        out_shardings=everywhere,
     )
 
     def run(batch: np.ndarray) -> dict[str, Array]:
@@ -103,6 +104,7 @@ def feature_chunks(
     identity: dict,
     folder: Path | None,
     progress: Callable[[int], object],
+    after_chunk: Callable[[], None],
 ) -> Iterator[Features]:
     """Features of all images, chunk by chunk; chunks that are on disk are read instead of computed.
 
@@ -117,6 +119,7 @@ def feature_chunks(
             names).
         folder: holds the chunks and the identity; None keeps nothing.
         progress: called with the number of images of every batch that is done.
+        after_chunk: called after a chunk was computed and stored; what it raises ends the evaluation there.
 
     Yields:
         The features of up to `CHUNK` images at a time, in order.
@@ -125,11 +128,12 @@ def feature_chunks(
         ValueError: the folder belongs to another identity, or a chunk in it is damaged.
     """
     if folder is not None:
-        _claim(folder, {**identity, "images": len(images), "chunk": CHUNK})
+        claimed = {**identity, "images": len(images), "chunk": CHUNK}
+        processes.on_first(lambda: _claim(folder, claimed))
     for start in range(0, len(images), CHUNK):
         stop = min(start + CHUNK, len(images))
         path = folder and folder / f"{start:09d}.npz"
-        if path and path.exists():
+        if path and processes.first_says(path.exists()):
             progress(stop - start)
             yield _read_chunk(path, stop - start)
             continue
@@ -138,9 +142,10 @@ def feature_chunks(
             batches.append(batch)
             progress(len(next(iter(batch.values()))))
         chunk = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        if path:
+        if path and processes.is_first():
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **chunk)
+        after_chunk()
         yield chunk
 
 

@@ -46,7 +46,7 @@ def make_generator(
     batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    @partial(jit, in_shardings=(replicated, replicated, batch), out_shardings=batch)
+    @partial(jit, out_shardings=replicated)  # every process gets every image
     def generate(params, key, ids):
         y: Label | None = ids[:, 0] if conditional else None
         x_0 = sample(
@@ -60,7 +60,7 @@ def make_generator(
         )
         return to_uint8(x_0)
 
-    return generate
+    return lambda params, key, ids: generate(params, key, jax.device_put(ids, batch))
 
 
 def generate_batches(

@@ -14,6 +14,7 @@ loads on whatever devices there are, and indices of lists stay numbers.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -48,8 +49,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, _kind: type | None, error: BaseException | None, _trace: TracebackType | None) -> None:
+        # Closing waits for the other processes. After an error of the devices they may be gone.
+        if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, ascending."""

@@ -1,4 +1,4 @@
-"""The training loop: step, status, snapshots, checkpoint. Owns the order of events and nothing else."""
+"""The training loop: snapshots, checkpoint, step, status. Owns the order of events and nothing else."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,11 @@ from fooddiff.train.step import StepFn
 
 
 class Snapshot(NamedTuple):
-    """Something to do every so often with the state, such as drawing a grid."""
+    """Something to do every so often with the state, such as drawing a grid.
+
+    A run that was interrupted and goes on at a step asks for that step's snapshots again, so `act` leaves alone what it
+    finds done.
+    """
 
     every_steps: int
     act: Callable[[int, TrainState], None]
@@ -38,6 +42,7 @@ def train(
     snapshots: Sequence[Snapshot],
     save: Callable[[TrainState], None],
     should_stop: Callable[[], bool],
+    show_progress: bool,
 ) -> TrainState:
     """Trains until `steps` steps are done in all, or until it is asked to stop.
 
@@ -53,7 +58,8 @@ def train(
         record: receives (step, numbers) at log points.
         snapshots: what else to do, each at multiples of its own period after the first step.
         save: saves a checkpoint.
-        should_stop: asked after every step; when true, the state is saved as it is and returned.
+        should_stop: asked before every step; when true, the state is saved as it is and returned.
+        show_progress: whether to draw a progress bar.
 
     Returns:
         The last state.
@@ -61,10 +67,21 @@ def train(
     Raises:
         NonFiniteError: `max_skipped` steps in a row had a non-finite gradient.
     """
-    done = window_step = int(state.step)
+    start = done = window_step = int(state.step)
     window_start = time.perf_counter()
-    with tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True) as progress:
-        while done < steps:
+    with tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, disable=not show_progress) as progress:
+        while True:
+            pause = time.perf_counter()
+            for snapshot in snapshots:
+                if done > 0 and (done % snapshot.every_steps == 0 or done == steps):
+                    snapshot.act(done, state)
+            stopping = should_stop()
+            if done > start and (done % checkpoint_every == 0 or done == steps or stopping):
+                save(state)
+            if stopping or done >= steps:
+                return state
+            window_start += time.perf_counter() - pause  # throughput counts training alone
+
             batch = next(batches)
             with jax.transfer_guard("disallow"):
                 state = step_fn(state, batch, key)
@@ -83,18 +100,6 @@ def train(
                         f"Lower config.optimizer.lr or set config.optimizer.clip_norm; the last checkpoint is sound."
                     )
                 window_start, window_step = time.perf_counter(), done
-
-            pause = time.perf_counter()
-            for snapshot in snapshots:
-                if done % snapshot.every_steps == 0 or done == steps:
-                    snapshot.act(done, state)
-            stopping = should_stop()
-            if done % checkpoint_every == 0 or done == steps or stopping:
-                save(state)
-            if stopping:
-                break
-            window_start += time.perf_counter() - pause  # throughput counts training alone
-    return state
 
 
 def _postfix(values: Mapping[str, float]) -> str:

@@ -36,6 +36,7 @@ class Recorder:
         self._path = Path(workdir) / "metrics.jsonl"
         if resume_step is not None:
             _drop_after(self._path, resume_step)
+        self._present = [record for record in read_scalars(workdir) if record["step"] == resume_step]
         self._jsonl = self._path.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(
             str(Path(workdir) / "tb"), purge_step=None if resume_step is None else resume_step + 1
@@ -52,9 +53,14 @@ class Recorder:
             self._wandb.finish(exit_code=int(kind is not None))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Records numbers, for instance {"train/loss": 0.1}. A number that is not finite is written as null."""
-        finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
-        self._jsonl.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
+        """Records numbers, for instance {"train/loss": 0.1}. A number that is not finite is written as null.
+
+        What a resumed run finds recorded at the step where it goes on is not recorded twice.
+        """
+        record = {"step": step} | {name: value if np.isfinite(value) else None for name, value in values.items()}
+        if record in self._present:
+            return
+        self._jsonl.write(json.dumps(record, allow_nan=False) + "\n")
         self._jsonl.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
@@ -68,6 +74,22 @@ class Recorder:
             import wandb
 
             self._wandb.log({name: wandb.Image(str(path))}, step=step)
+
+
+class NoRecorder:
+    """Takes what a `Recorder` takes and writes nothing: for every process but the first."""
+
+    def __enter__(self) -> "NoRecorder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Discards numbers."""
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Discards a picture."""
 
 
 def read_scalars(workdir: Path) -> list[dict]:

@@ -1,0 +1,185 @@
+"""Several processes work as one: they agree, compute the same, stop together and notice when one is gone."""
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fooddiff import build, processes
+from fooddiff.commands import train
+from fooddiff.commands.workdir import load_trained
+from fooddiff.train.checkpoint import Checkpoints
+from fooddiff.train.record import read_scalars
+from tests import tiny
+from tests.processes import started
+
+PROGRAM = """
+import os, re, signal
+from fooddiff import processes
+from fooddiff.commands.terminal import session
+
+with session(distributed=True):
+    me = processes.jax.process_index()
+    assert processes.jax.device_count() == 4
+    assert processes.first_says(me + 7) == 7
+
+    vote = processes.Vote()
+    casts = [vote(15 if (me, call) == (1, 2) else 0, wait=False) for call in range(6)]
+    assert casts == [0, 0, 0, 0, 15, 15], casts
+    vote = processes.Vote()
+    assert vote(15 * me, wait=True) == 15
+
+    processes.check_same("the data", "abc")
+    for action, expected in [
+        (lambda: processes.check_same("the data", f"set {me}"), f"the data differs .* process {me} has set {me}"),
+        (lambda: processes.on_first(lambda: 1 / 0), "division by zero" if me == 0 else "process 0 met an error"),
+    ]:
+        try:
+            action()
+        except Exception as error:
+            assert re.search(expected, str(error)), error
+        else:
+            raise AssertionError(expected)
+
+    print("agreed", flush=True)
+    if me == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    vote(0, wait=True)
+"""
+
+
+def test_processes_agree_and_notice_when_one_is_killed(tmp_path):
+    with started(["-c", PROGRAM], tmp_path / "logs") as running:
+        (first, printed), (second, _) = (process.end() for process in running)
+    assert "agreed" in printed, printed
+    assert second == -signal.SIGKILL
+    assert first == 1
+    assert "process 0 of 2 cannot reach the others: one was killed" in printed
+    assert "Traceback" not in printed
+
+
+def test_one_process_agrees_with_itself():
+    vote = processes.Vote()
+    assert [vote(number, wait=False) for number in (0, 2, 0)] == [0, 2, 2]
+    assert processes.first_says(3) == 3
+    processes.check_same("the data", "abc")
+    with pytest.raises(ZeroDivisionError):
+        processes.on_first(lambda: 1 / 0)
+
+
+def test_a_process_that_nobody_told_its_place_says_so(tmp_path):
+    program = "from fooddiff.commands.terminal import session\nwith session(distributed=True):\n    pass"
+    with started(["-c", f"import os; del os.environ['JAX_NUM_PROCESSES']\n{program}"], tmp_path / "logs", count=1) as (
+        process,
+    ):
+        status, printed = process.end()
+    assert status == 1
+    assert "--distributed is set, but nothing tells this process its place" in printed
+
+
+def command(config, workdir: Path) -> list[str]:
+    """The command line that trains what `tests.tiny.config` says."""
+    changes = [f"--config.{name}={value}" for name, value in _flat(config).items() if value is not None]
+    return ["run_train.py", "--config=configs/digits.py", f"--workdir={workdir}", *changes, "--distributed"]
+
+
+def _flat(config, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name: value}
+    return flat
+
+
+def finish(running) -> list[str]:
+    """Waits for processes that must succeed, and returns what they printed."""
+    ended = [process.end() for process in running]
+    for status, printed in ended:
+        assert status == 0, printed
+    return [printed for _, printed in ended]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def together(workspace):
+    with started(command(tiny.config(workspace), workspace / "two"), workspace / "logs") as running:
+        first, second = finish(running)
+    assert "devices 4 x" in first
+    assert "training to step" not in second  # process 0 alone talks
+    return workspace / "two"
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(workspace, together):
+    train.run(tiny.config(workspace), workspace / "one")
+    for a, b in zip(read_scalars(workspace / "one"), read_scalars(together), strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"perf/images_per_second", "perf/input_wait_fraction"}:
+            assert a[name] == pytest.approx(b[name], rel=2e-3), name
+    ours, theirs = (
+        load_trained(run, step=4, weights="ema", mesh=build.make_mesh()).params for run in (workspace / "one", together)
+    )
+    # Adam's first steps move every weight by lr whatever its gradient, whose sign is rounding where it is about zero
+    differences = np.concatenate([np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])).ravel() for name in ours])
+    assert np.quantile(differences, 0.95) < 1e-5
+    assert {path.name for path in (workspace / "one").iterdir()} == {path.name for path in together.iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_sample_what_one_does(workspace, together):
+    arguments = ["run_sample.py", f"--workdir={together}", "--classes=3,1", "--per_class=3", "--batch_size=4"]
+    with started([*arguments, f"--out={workspace / 'two_samples'}", "--distributed"], workspace / "logs") as running:
+        finish(running)
+    with started([*arguments, f"--out={workspace / 'one_samples'}"], workspace / "logs", count=1) as running:
+        finish(running)
+    one, two = (
+        np.load(next((workspace / name).glob("*.npz")))["arr_0"].astype(int) for name in ("one_samples", "two_samples")
+    )
+    assert np.abs(one - two).max() <= 1  # rounding may tip a grey level
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_and_saves_both(workspace):
+    endless = dict(train__steps=100_000, train__checkpoint_every=100_000, sample__every_steps=100_000)
+    run = workspace / "stopped"
+    with started(command(tiny.config(workspace, **endless), run), workspace / "logs") as running:
+        while not read_scalars(run):
+            assert running[0].popen.poll() is None, running[0].end()
+            time.sleep(0.2)
+        running[1].popen.send_signal(signal.SIGTERM)
+        statuses = [process.end()[0] for process in running]
+    assert statuses == [128 + signal.SIGTERM] * 2
+    with Checkpoints(run, read_only=True) as checkpoints:
+        (stopped,) = checkpoints.steps()
+    end = dict(train__steps=stopped + 3)
+    with started(command(tiny.config(workspace, **(endless | end)), run), workspace / "logs") as running:
+        first, _ = finish(running)
+    assert f"resumed at step {stopped} of {stopped + 3}" in first
+    steps = [record["step"] for record in read_scalars(run)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == stopped + 3
+
+
+@pytest.mark.slow
+def test_when_a_process_is_killed_the_other_ends_with_a_message(workspace):
+    run = workspace / "killed"
+    endless = dict(train__steps=100_000, train__checkpoint_every=5, train__keep_checkpoints=2)
+    config = tiny.config(workspace, sample__every_steps=100_000, **endless)
+    with started(command(config, run), workspace / "logs") as running:
+        while len(read_scalars(run)) < 5:
+            assert running[0].popen.poll() is None, running[0].end()
+            time.sleep(0.2)
+        running[1].popen.kill()
+        status, printed = running[0].end()
+    assert status == 1
+    assert "process 0 of 2 cannot reach the others" in printed
+    with Checkpoints(run, read_only=True) as checkpoints:
+        newest = checkpoints.steps()[-1]
+    config.train.steps = newest + 2
+    with started(command(config, run), workspace / "logs") as running:
+        assert f"resumed at step {newest}" in finish(running)[0]
