@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.model.attention_resolutions = (16, 8)  # pixels
     config.model.num_heads = 4
     config.model.num_classes = 101
+    config.model.norm_groups = 32
     config.model.scale_shift_norm = True
     config.model.dropout = 0.0
     config.model.dtype = "float32"  # of convolutions and matmuls; or bfloat16. Parameters stay float32

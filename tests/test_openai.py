@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fooddiff.model.network import abstract_params, make_network
-from fooddiff.model.openai import from_openai, openai_name, to_openai
+from fooddiff.model.openai import check_norm_groups, from_openai, openai_name, to_openai
 
 IMAGENET64 = Path(__file__).parent / "golden" / "openai_imagenet64_shapes.json"
 TINY = dict(
@@ -104,3 +104,9 @@ def test_another_architecture_names_the_first_tensors(params, change, message):
     with pytest.raises(ValueError, match=message) as error:
         from_openai(to_openai(params), other)
     assert len(str(error.value).splitlines()) <= 6
+
+
+def test_norms_that_openais_code_does_not_have_are_refused():
+    check_norm_groups(32)
+    with pytest.raises(ValueError, match="norm_groups is 8, but OpenAI's UNet always normalises in 32 groups"):
+        check_norm_groups(8)

@@ -109,7 +109,7 @@ def test_bfloat16_is_near_float32(params, inputs, out):
     [
         (dict(attention_resolutions=(16, 8)), r"attention_resolutions \[16\] never occur.*\[8\]"),
         (dict(image_size=6, channel_mult=(1, 1, 1), attention_resolutions=()), "image_size 6 cannot be halved 2 times"),
-        (dict(model_channels=48), "multiple of 32 channels, got 48"),
+        (dict(model_channels=48), "48 channels cannot be normalised in 32 groups"),
         (dict(num_heads=5), "32 channels cannot be divided among 5 attention heads"),
         (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
     ],
@@ -150,7 +150,7 @@ def test_upsample_repeats_pixels():
 @pytest.mark.parametrize("offset", [0.0, 3000.0])
 def test_group_norm_normalises_each_group_whatever_its_mean(offset):
     x = offset + np.random.default_rng(0).normal(size=(2, 8, 8, 64)).astype(np.float32)
-    grouped = np.asarray(GroupNorm(64)(jnp.asarray(x), silu=False)).reshape(2, 64, 32, 2)
+    grouped = np.asarray(GroupNorm(64, 32)(jnp.asarray(x), silu=False)).reshape(2, 64, 32, 2)
     np.testing.assert_allclose(grouped.mean(axis=(1, 3)), 0, atol=1e-3)
     np.testing.assert_allclose(grouped.std(axis=(1, 3)), 1, atol=1e-3)
 
@@ -159,7 +159,7 @@ def test_group_norm_scale_shift_and_silu():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 4, 4, 32)), jnp.float32)
     scale, shift = (jnp.asarray(rng.normal(size=(2, 32)), jnp.float32) for _ in range(2))
-    norm = GroupNorm(32)
+    norm = GroupNorm(32, 32)
     expected = norm(x, silu=False) * (1 + scale[:, None, None]) + shift[:, None, None]
     np.testing.assert_allclose(norm(x, scale, shift, silu=False), expected, atol=1e-5)
     np.testing.assert_allclose(norm(x, scale, shift, silu=True), jax.nn.silu(expected), atol=1e-5)

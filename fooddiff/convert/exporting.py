@@ -12,7 +12,7 @@ from fooddiff import build
 from fooddiff.commands.workdir import TrainedModel, load_trained, to_json
 from fooddiff.convert.torch_zip import write_state_dict
 from fooddiff.eval.files import atomic_path
-from fooddiff.model.openai import to_openai
+from fooddiff.model.openai import check_norm_groups, to_openai
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def export(workdir: Path, *, step: int | None, weights: str, out: Path) -> None:
     Raises:
         FileNotFoundError: no such workdir or checkpoint.
         FileExistsError: there already is a file of that name.
-        ValueError: another suffix, or no such weights.
+        ValueError: another suffix, no such weights, or a `.pt` file of a model that OpenAI's code does not know.
     """
     writers = {".safetensors": _write_safetensors, ".pt": _write_openai}
     if out.suffix not in writers:
@@ -58,4 +58,5 @@ def _write_safetensors(path: Path, params: Mapping[str, np.ndarray], trained: Tr
 
 
 def _write_openai(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel) -> None:
+    check_norm_groups(trained.config.model.norm_groups)
     write_state_dict(path, to_openai(params))

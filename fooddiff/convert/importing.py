@@ -16,7 +16,7 @@ from fooddiff.arrays import Params
 from fooddiff.commands import workdir as workdirs
 from fooddiff.data.sources.source import checked_class_names
 from fooddiff.eval.files import sha256_of
-from fooddiff.model.openai import from_openai
+from fooddiff.model.openai import check_norm_groups, from_openai
 from fooddiff.model.torch_file import load_state_dict
 from fooddiff.train.checkpoint import Checkpoints
 
@@ -36,12 +36,13 @@ def import_openai(file: Path, workdir: Path, config: ConfigDict, class_names: Pa
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the workdir is not empty, the file is not a state dict or is of another architecture, or the class
-            names are not those of config.model.num_classes.
+        ValueError: the workdir is not empty, the file is not a state dict or is of another architecture, the config's
+            norms are not OpenAI's, or the class names are not those of config.model.num_classes.
     """
     _check_free(workdir)
     training = build.make_training(config, build.make_mesh())
     names = _class_names(config.model.num_classes, class_names)
+    check_norm_groups(config.model.norm_groups)
     params = from_openai(load_state_dict(file), training.abstract_state.params)
     _write_run(workdir, config, training, params, names, _origin(file))
 

@@ -10,6 +10,9 @@ import numpy as np
 
 from fooddiff.arrays import Params
 
+NORM_GROUPS = 32
+"""In how many groups OpenAI's UNet normalises its channels, whatever their number."""
+
 _STAGES = [
     (r"^down\.(\d+)\.layers\.(\d+)", r"input_blocks.\1.\2"),
     (r"^middle\.layers\.(\d+)", r"middle_block.\1"),
@@ -91,6 +94,19 @@ def from_openai(state_dict: Mapping[str, np.ndarray], like: Params) -> Params:
         name: _from_torch_layout(name, state_dict[openai_name(name)].astype(np.float32), leaf.shape)
         for name, leaf in like.items()
     }
+
+
+def check_norm_groups(groups: int) -> None:
+    """Refuses a model whose norms are not those of OpenAI's code, which no tensor of a checkpoint shows.
+
+    Raises:
+        ValueError: the number of groups is not 32.
+    """
+    if groups != NORM_GROUPS:
+        raise ValueError(
+            f"config.model.norm_groups is {groups}, but OpenAI's UNet always normalises in {NORM_GROUPS} groups: its "
+            f"code would compute something else from these weights"
+        )
 
 
 def _is_conv1d(name: str) -> bool:

@@ -13,7 +13,6 @@ from flax import nnx
 
 from fooddiff.arrays import Array, Float, Image, Key, Label
 
-NORM_GROUPS = 32
 NORM_EPSILON = 1e-5
 
 
@@ -66,12 +65,13 @@ def _uniform(bound: float) -> Callable:
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation over 32 groups, fused with an optional further scale and shift and with SiLU."""
+    """Group normalisation, fused with an optional further scale and shift and with SiLU."""
 
-    def __init__(self, channels: int):
-        """Builds the layer; `channels` must be a multiple of 32."""
-        if channels % NORM_GROUPS:
-            raise ValueError(f"group normalisation needs a multiple of {NORM_GROUPS} channels, got {channels}")
+    def __init__(self, channels: int, groups: int):
+        """Builds the layer; `channels` must be a multiple of `groups`."""
+        if groups < 1 or channels % groups:
+            raise ValueError(f"{channels} channels cannot be normalised in {groups} groups: expected a divisor")
+        self.groups = groups
         self.scale = nnx.Param(jnp.ones((channels,)))
         self.bias = nnx.Param(jnp.zeros((channels,)))
 
@@ -87,7 +87,7 @@ class GroupNorm(nnx.Module):
         Returns:
             [n, h, w, c] in the dtype of x.
         """
-        mean, inv_std = group_statistics(x)
+        mean, inv_std = group_statistics(x, self.groups)
         gain = inv_std * self.scale[None]
         offset = self.bias[None] - mean * gain
         if scale is not None:
@@ -95,7 +95,7 @@ class GroupNorm(nnx.Module):
         return _affine(x, gain, offset, silu)
 
 
-def group_statistics(x: Image) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
+def group_statistics(x: Image, groups: int) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
     """Mean and 1 / standard deviation of each channel's group, in float32.
 
     Reduces over space first and over the few channels of a group second: both are contiguous, which a reduction over
@@ -105,8 +105,8 @@ def group_statistics(x: Image) -> tuple[Float[Array, "n c"], Float[Array, "n c"]
     x = x.astype(jnp.float32)
 
     def group_mean(per_channel):
-        grouped = per_channel.reshape(n, NORM_GROUPS, c // NORM_GROUPS).mean(axis=2, keepdims=True)
-        return jnp.broadcast_to(grouped, (n, NORM_GROUPS, c // NORM_GROUPS)).reshape(n, c)
+        grouped = per_channel.reshape(n, groups, c // groups).mean(axis=2, keepdims=True)
+        return jnp.broadcast_to(grouped, (n, groups, c // groups)).reshape(n, c)
 
     mean = group_mean(x.mean(axis=(1, 2)))
     var = group_mean(((x - mean[:, None, None]) ** 2).mean(axis=(1, 2)))
@@ -129,13 +129,13 @@ class ResBlock(nnx.Module):
 
     def __init__(
         self, in_channels: int, out_channels: int, embed_dim: int,
-        *, scale_shift_norm: bool, dropout: float, dtype, rngs: nnx.Rngs,
+        *, norm_groups: int, scale_shift_norm: bool, dropout: float, dtype, rngs: nnx.Rngs,
     ):  # fmt: skip
         """Builds the block; see UNet for the arguments."""
-        self.norm_in = GroupNorm(in_channels)
+        self.norm_in = GroupNorm(in_channels, norm_groups)
         self.conv_in = conv(in_channels, out_channels, 3, dtype=dtype, rngs=rngs)
         self.embed = linear(embed_dim, out_channels * (2 if scale_shift_norm else 1), rngs=rngs)
-        self.norm_out = GroupNorm(out_channels)
+        self.norm_out = GroupNorm(out_channels, norm_groups)
         self.dropout = nnx.Dropout(dropout)
         self.conv_out = zero_conv(out_channels, out_channels, 3, dtype=dtype, rngs=rngs)
         self.skip = None if in_channels == out_channels else conv(in_channels, out_channels, 1, dtype=dtype, rngs=rngs)
@@ -156,11 +156,11 @@ class ResBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Multi-head self-attention over the positions of a feature map, with a residual connection."""
 
-    def __init__(self, channels: int, num_heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, num_heads: int, *, norm_groups: int, dtype, rngs: nnx.Rngs):
         """Builds the block; `channels` must be a multiple of `num_heads`."""
         if channels % num_heads:
             raise ValueError(f"{channels} channels cannot be divided among {num_heads} attention heads")
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(channels, norm_groups)
         self.qkv = conv(channels, 3 * channels, 1, dtype=dtype, rngs=rngs)
         self.out = zero_conv(channels, channels, 1, dtype=dtype, rngs=rngs)
         self.num_heads = num_heads
@@ -246,6 +246,7 @@ class UNet(nnx.Module):
         rngs: nnx.Rngs,
         in_channels: int = 3,
         num_heads_upsample: int | None = None,
+        norm_groups: int = 32,
         scale_shift_norm: bool = True,
         dropout: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
@@ -256,7 +257,7 @@ class UNet(nnx.Module):
         Args:
             image_size: height and width in pixels, divisible by 2^(levels - 1).
             out_channels: in_channels, or twice as many with a learned variance.
-            model_channels: width of the first level, a multiple of 32.
+            model_channels: width of the first level, a multiple of norm_groups.
             channel_mult: width of each level as a multiple of model_channels; each further level halves the resolution.
             num_res_blocks: residual blocks per level on the way down; one more on the way up.
             attention_resolutions: sizes in pixels of the feature maps that get attention, for instance (16, 8).
@@ -265,6 +266,8 @@ class UNet(nnx.Module):
             rngs: where initial parameters are drawn from.
             in_channels: channels of the image.
             num_heads_upsample: attention heads on the way up; None means num_heads.
+            norm_groups: groups of channels that are normalised together. With as many groups as channels a block
+                cannot see the mean colour of what it gets.
             scale_shift_norm: let the embedding scale and shift the second norm; otherwise it is added before it.
             dropout: rate of dropout in residual blocks, in [0, 1).
             dtype: what convolutions and matmuls compute in.
@@ -289,8 +292,9 @@ class UNet(nnx.Module):
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
 
         embed_dim = 4 * model_channels
-        block = dict(embed_dim=embed_dim, scale_shift_norm=scale_shift_norm, dropout=dropout, dtype=dtype, rngs=rngs)
         layer = dict(dtype=dtype, rngs=rngs)
+        normed = layer | dict(norm_groups=norm_groups)
+        block = normed | dict(embed_dim=embed_dim, scale_shift_norm=scale_shift_norm, dropout=dropout)
         heads_up = num_heads if num_heads_upsample is None else num_heads_upsample
 
         self.time_in = linear(model_channels, embed_dim, rngs=rngs)
@@ -308,7 +312,7 @@ class UNet(nnx.Module):
                 layers = [ResBlock(channels, mult * model_channels, **block)]
                 channels = mult * model_channels
                 if resolution in attention_resolutions:
-                    layers.append(AttentionBlock(channels, num_heads, **layer))
+                    layers.append(AttentionBlock(channels, num_heads, **normed))
                 down.append(Stage(layers))
                 skips.append(channels)
             if level < len(channel_mult) - 1:
@@ -317,7 +321,7 @@ class UNet(nnx.Module):
 
         middle = [
             ResBlock(channels, channels, **block),
-            AttentionBlock(channels, num_heads, **layer),
+            AttentionBlock(channels, num_heads, **normed),
             ResBlock(channels, channels, **block),
         ]
 
@@ -327,13 +331,13 @@ class UNet(nnx.Module):
                 layers = [ResBlock(channels + skips.pop(), mult * model_channels, **block)]
                 channels = mult * model_channels
                 if resolution in attention_resolutions:
-                    layers.append(AttentionBlock(channels, heads_up, **layer))
+                    layers.append(AttentionBlock(channels, heads_up, **normed))
                 if level > 0 and i == num_res_blocks:
                     layers.append(Upsample(channels, **layer))
                 up.append(Stage(layers))
 
         self.down, self.middle, self.up = nnx.List(down), Stage(middle), nnx.List(up)
-        self.norm_out = GroupNorm(channels)
+        self.norm_out = GroupNorm(channels, norm_groups)
         self.conv_out = zero_conv(channels, out_channels, 3, dtype=jnp.float32, rngs=rngs)
         self.model_channels = model_channels
         self.dtype = dtype
