@@ -151,6 +151,7 @@ def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditio
 
     @partial(jit, out_shardings=replicated)  # every process gets every bound
     def bound(params, key, pixels, ids):
+        pixels, ids = jax.lax.with_sharding_constraint((pixels, ids), batch)
         return bits_per_dim(
             model.process,
             model.param,
@@ -160,7 +161,7 @@ def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditio
             ids[:, 0] if conditional else None,
         )
 
-    return lambda params, key, pixels, ids: bound(params, key, *jax.device_put((pixels, ids), batch))
+    return bound
 
 
 def bound_batches(

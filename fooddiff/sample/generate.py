@@ -48,6 +48,7 @@ def make_generator(
 
     @partial(jit, out_shardings=replicated)  # every process gets every image
     def generate(params, key, ids):
+        ids = jax.lax.with_sharding_constraint(ids, batch)
         y: Label | None = ids[:, 0] if conditional else None
         x_0 = sample(
             step,
@@ -60,7 +61,7 @@ def make_generator(
         )
         return to_uint8(x_0)
 
-    return lambda params, key, ids: generate(params, key, jax.device_put(ids, batch))
+    return generate
 
 
 def generate_batches(
