@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fooddiff.arrays import Key, Params
+from fooddiff.arrays import Batch, Key, Params
 from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
 from fooddiff.diffusion import losses, reverse, samplers, schedule
@@ -24,7 +24,7 @@ from fooddiff.sample.generate import Generator, make_generator
 from fooddiff.train.checkpoint import with_sharding
 from fooddiff.train.objective import Objective, make_objective
 from fooddiff.train.state import TrainState, init_state
-from fooddiff.train.step import StepFn, make_train_step
+from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
 from fooddiff.xla import jit
 
 SCHEDULES = {"linear": schedule.linear_betas, "cosine": schedule.cosine_betas}
@@ -212,11 +212,12 @@ def _adam(*, lr: float, b1: float, b2: float, warmup_steps: int, clip_norm: floa
 
 
 class Training(NamedTuple):
-    """A model with the two functions that train it, neither of them compiled yet."""
+    """A model with the functions that train it, none of them compiled yet."""
 
     model: DiffusionModel
     init: Callable[[Key], TrainState]
     step: StepFn
+    diagnose: Callable[[TrainState, Batch, Key], Mapping[str, Any]]  # see `make_diagnosis`
     abstract_state: TrainState  # shapes, dtypes and shardings
     replicated: jax.sharding.NamedSharding  # of the state
     over_data: jax.sharding.NamedSharding  # of a batch
@@ -227,6 +228,13 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     train, ema = config.train, config.ema
     for field in ("steps", "batch_size", "accumulate", "checkpoint_every", "max_skipped"):
         check_positive(f"train.{field}", train[field])
+    if train.keep_checkpoints is not None:
+        check_positive("train.keep_checkpoints", train.keep_checkpoints)
+    if train.keep_best < 0 or (train.keep_best and None in (train.keep_checkpoints, config.eval.inception)):
+        raise ConfigError(
+            f"config.train.keep_best is {train.keep_best}, expected 0, or a positive number together with "
+            f"config.train.keep_checkpoints (None keeps all) and config.eval.inception (without, nothing is scored)"
+        )
     for rate in ema.rates:
         if not 0 <= rate < 1:
             raise ConfigError(f"config.ema.rates has {rate}, expected numbers in [0, 1)")
@@ -247,6 +255,7 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
         model,
         init,
         make_train_step(objective, optimizer, ema_warmup=ema.warmup, accumulate=train.accumulate),
+        make_diagnosis(objective, accumulate=train.accumulate),
         with_sharding(jax.eval_shape(init, jax.random.key(0)), replicated),
         replicated,
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")),

@@ -41,10 +41,11 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def save(workdir, *states, **options):
+def save(workdir, *states, scores=(), **options):
+    scores = list(scores) or [None] * len(states)
     with Checkpoints(workdir, **options) as checkpoints:
         for each in states:
-            checkpoints.save(each, {"config": {"seed": int(each.step)}, "class_names": ["a", "b"]})
+            checkpoints.save(each, {"config": {"seed": int(each.step)}, "class_names": ["a", "b"]}, score=scores.pop(0))
         checkpoints.wait()
 
 
@@ -66,9 +67,25 @@ def test_weights_alone(tmp_path):
 
 
 def test_keeps_the_newest(tmp_path):
-    save(tmp_path, state(1), state(2), state(3), max_to_keep=2)
+    save(tmp_path, state(1), state(2), state(3), keep_newest=2)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "kept"),
+    [
+        ([3.0, 1.0, 2.0, 4.0, 5.0], 1, [2, 5]),
+        ([3.0, 1.0, 2.0, 4.0, 0.5], 2, [2, 5]),
+        ([3.0, None, 2.0, None, None], 1, [3, 5]),
+        ([None, None, None, None, None], 2, [5]),
+    ],
+)
+def test_keeps_the_best_besides_the_newest(tmp_path, scores, best, kept):
+    for i in range(5):  # each a restart, which must still know the scores of those before
+        save(tmp_path, state(i + 1), scores=[scores[i]], keep_newest=1, keep_best=best)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == kept
 
 
 def test_a_moved_workdir_still_reads(tmp_path):

@@ -1,7 +1,8 @@
 """Trains a config in a workdir, or goes on with it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff import build, keys, processes
-from fooddiff.arrays import Key
+from fooddiff.arrays import Batch, Key
 from fooddiff.commands import evaluate, signals
 from fooddiff.commands import workdir as workdirs
 from fooddiff.commands.fine_tune import starting_weights
@@ -53,8 +54,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
     processes.check_same("the training data (their SHA-256)", dataset.manifest["sha256"])
     key = keys.root(config.seed, training.replicated)
     state, origin = (None, None) if resuming else _first_state(config, training, mesh, dataset.class_names, key)
-    # not before all of that is there: a start that failed leaves the directory free
-    processes.on_first(lambda: workdirs.claim(workdir, config))
     log.info("%d training images of %d classes", len(dataset.labels), len(dataset.class_names))
 
     meta = {
@@ -65,14 +64,18 @@ def run(config: ConfigDict, workdir: Path) -> None:
         "origin": origin,
     }
 
-    with Checkpoints(workdir, max_to_keep=config.train.keep_checkpoints) as checkpoints:
+    with ExitStack() as stack:
+        # not before all of that is there: a start that failed leaves the directory free
+        processes.on_first(lambda: stack.enter_context(workdirs.claimed(workdir, config)))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir, keep_newest=config.train.keep_checkpoints, keep_best=config.train.keep_best)
+        )
         if resuming:
-            step = checkpoints.steps()[-1]
-            saved = checkpoints.meta(step)
-            _check_data(saved, meta, workdir)
+            state = checkpoints.restore_newest(training.abstract_state)
+            saved = checkpoints.meta(int(state.step))
+            _check_same_run(saved, meta, workdir)
             meta["origin"] = saved.get("origin")
-            state = checkpoints.restore(step, training.abstract_state)
-            log.info("resumed at step %d of %d", step, config.train.steps)
+            log.info("resumed at step %d of %d", int(state.step), config.train.steps)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)
 
@@ -87,7 +90,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
             else NoRecorder() as recorder,
             signals.graceful_stop() as stop_signal,
         ):
-            evaluations = _evaluations(config, generator, dataset.class_names, workdir, recorder, stop_signal)
+            scores: dict[int, float] = {}
+            evaluations = _evaluations(config, generator, dataset.class_names, workdir, recorder, stop_signal, scores)
             draw_grids = partial(_draw_grids, config, generator, dataset.class_names, workdir, recorder)
             state = train(
                 state,
@@ -98,9 +102,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 log_every=config.log.every_steps,
                 checkpoint_every=config.train.checkpoint_every,
                 max_skipped=config.train.max_skipped,
-                record=recorder.scalars,
+                record=partial(_record, recorder, checkpoints),
+                diagnose=partial(_diagnose, jit(training.diagnose, out_shardings=training.replicated), key),
                 snapshots=[Snapshot(config.sample.every_steps, draw_grids), *evaluations],
-                save=partial(checkpoints.save, meta=meta),
+                save=lambda state: checkpoints.save(state, meta, score=scores.get(int(state.step))),
                 should_stop=lambda: stop_signal(wait=False) > 0,
                 show_progress=processes.is_first(),
             )
@@ -122,8 +127,29 @@ def _first_state(
     return build.first_state(training, key, weights), {"workdir": config.init_from, **origin}
 
 
-def _check_data(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: Path) -> None:
-    """Refuses data that a checkpoint was not trained on; imported weights may be trained on any with their classes."""
+def _record(recorder: Recorder | NoRecorder, checkpoints: Checkpoints, step: int, values: Mapping[str, float]) -> None:
+    checkpoints.check()  # a save that failed in the background ends the run here at the latest
+    recorder.scalars(step, values)
+
+
+def _diagnose(diagnosis: Callable[..., Mapping[str, Any]], key: Key, state: TrainState, batch: Batch) -> str:
+    """Names the first thing that is not finite in the step that led to a state."""
+    found = jax.device_get(diagnosis(state, batch, key))
+    finite = {f"parameter {name}": value for name, value in found["parameters"].items()}
+    finite |= {f"the loss of example {i}": value for i, value in enumerate(found["losses"])}
+    finite |= {f"the gradient of {name}": value for name, value in found["gradients"].items()}
+    if bad := [name for name, value in finite.items() if not value]:
+        return f"the first bad tensor is {bad[0]}, one of {len(bad)}"
+    return "each gradient is finite, but their norm or the updated parameters are not"
+
+
+def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: Path) -> None:
+    """Refuses a checkpoint of another run.
+
+    Its data must be the same, too; imported weights may be trained on any with their classes.
+    """
+    if changed := workdirs.differences(saved["config"], meta["config"]):
+        raise workdirs.WorkdirError(f"the checkpoint in {workdir} is of another run: {', '.join(changed)} differ")
     if saved["data_sha256"] is None:
         conditional = meta["config"]["model"]["num_classes"] is not None
         if conditional and saved["class_names"] != meta["class_names"]:
@@ -165,8 +191,9 @@ def _evaluations(
     workdir: Path,
     recorder: Recorder | NoRecorder,
     stop_signal: signals.StopSignal,
+    scores: dict[int, float],
 ) -> list[Snapshot]:
-    """The evaluation during training that config.eval asks for, if any."""
+    """The evaluation during training that config.eval asks for, if any; a step's first number goes into `scores`."""
     if config.eval.inception is None:
         log.info("no evaluation during training, since config.eval.inception names no Inception weights")
         return []
@@ -189,7 +216,9 @@ def _evaluations(
                 )
             except signals.Stopped:  # the loop asks next, saves and stops; a resumed run goes on with this evaluation
                 return
-            recorder.scalars(step, evaluate.numbers_of(record))
+            numbers = evaluate.numbers_of(record)
+            scores.setdefault(step, next(iter(numbers.values())))
+            recorder.scalars(step, numbers)
             evaluate.print_record(record)
 
     return [Snapshot(config.eval.every_steps, act)]

@@ -3,7 +3,8 @@
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +12,17 @@ import jax
 from ml_collections import ConfigDict
 
 from fooddiff.build import DiffusionModel, make_diffusion_model
+from fooddiff.data.lock import locked
 from fooddiff.model.network import abstract_params
 from fooddiff.train.checkpoint import Checkpoints, choose_step, with_sharding
 from fooddiff.train.record import write_atomically
 
 MAY_CHANGE = (
     # what a restart may change, since it leaves every step's result as it was
-    "train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.max_skipped",
+    "train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.max_skipped",
     "data.path", "data.cache_dir", "sample", "eval", "log",
 )  # fmt: skip
+LOCK = ".lock"
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
 
 
@@ -42,13 +45,31 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 f"{workdir} belongs to a run with another config:\n{shown}\n"
                 f"Give the same values to resume it, or another --workdir to start a new run."
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(file.name != LOCK for file in workdir.iterdir()):
         raise WorkdirError(f"{workdir} is not empty and holds no run: give another --workdir")
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes a directory that passed `check` the workdir of a config."""
-    workdir.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Makes a directory the workdir of a config, and keeps every other training out while the block runs.
+
+    Raises:
+        WorkdirError: another training uses the directory, or `check` refuses it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(workdir, name=LOCK, wait=False))
+        except BlockingIOError as error:
+            raise WorkdirError(
+                f"another training is using {workdir} ({error.strerror}): wait for its end, or give another --workdir"
+            ) from error
+        check(workdir, config)
+        write_identity(workdir, config)
+        yield
+
+
+def write_identity(workdir: Path, config: ConfigDict) -> None:
+    """Writes what makes a directory the workdir of a config."""
     write_json(workdir / "config.json", to_json(config))
     write_json(workdir / "versions.json", versions())
 

@@ -125,8 +125,8 @@ def _write_run(
         "origin": dict(origin),
     }
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(build.first_state(training, key, params), meta)
+        checkpoints.save(build.first_state(training, key, params), meta, score=None)
         checkpoints.wait()
-    # Claimed last: without a checkpoint, a workdir with a config would let training start at random.
-    workdirs.claim(workdir, config)
+    # Named last: without a checkpoint, a workdir with a config would let training start at random.
+    workdirs.write_identity(workdir, config)
     log.info("imported %s into %s. Next: python run_sample.py --workdir=%s", origin["file"], workdir, workdir)

@@ -5,12 +5,18 @@ A checkpoint of step k is the directory `checkpoints/<k>` with the items
 - `params`: the raw weights;
 - `ema`: every average, by rate;
 - `rest`: step, optimizer, timestep history and metrics, which only training needs;
-- `meta`: JSON with the config, the class names and the identity of the data.
+- `meta`: JSON with the config, the class names, the identity of the data, and the SHA-256 of every other item;
+- `metrics`: JSON with the score by which the best checkpoints are kept, where there is one.
+
+Orbax commits a checkpoint whole or not at all, but does not notice bits that flip on the disk later. The hashes do.
 
 Restoring always fills a typed abstract state that carries shardings, so that a checkpoint from any number of devices
 loads on whatever devices there are, and indices of lists stay numbers.
 """
 
+import hashlib
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,26 +24,45 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from fooddiff.arrays import Params
+from fooddiff import processes
+from fooddiff.arrays import Params, PyTree
 from fooddiff.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+class DamagedError(ValueError):
+    """A checkpoint that cannot be read or is not what was saved."""
+
+
+class SaveError(OSError):
+    """A checkpoint that could not be written."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir. Use as a context manager: leaving waits for saves that are under way."""
 
-    def __init__(self, workdir: Path, *, max_to_keep: int | None = None, read_only: bool = False):
+    def __init__(self, workdir: Path, *, keep_newest: int | None = None, keep_best: int = 0, read_only: bool = False):
         """Opens `workdir/checkpoints`.
 
         Args:
             workdir: the run's directory.
-            max_to_keep: how many of the newest checkpoints to keep; None keeps all.
+            keep_newest: how many of the newest checkpoints to keep; None keeps all.
+            keep_best: how many of those with the lowest scores to keep besides.
             read_only: for readers, which neither create the directory nor clean it.
         """
         self.directory = Path(workdir).resolve() / "checkpoints"
+        newest = preservation_policy.LatestN(keep_newest)
+        best = preservation_policy.BestN(
+            get_metric_fn=_score, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+        )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=max_to_keep,
+            preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
+            best_fn=_score,
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
@@ -58,25 +83,65 @@ class Checkpoints:
         """The steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
-        """Starts to save a state in the background; waits for the previous save first."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                ema=ocp.args.StandardSave(state.ema),
-                rest=ocp.args.StandardSave(replace(state, params={}, ema={})),
-                meta=ocp.args.JsonSave(dict(meta)),
-            ),
-        )
+    def save(self, state: TrainState, meta: Mapping[str, Any], *, score: float | None) -> None:
+        """Starts to save a state in the background; waits for the previous save first.
+
+        Args:
+            state: the state after step `state.step`.
+            meta: what the checkpoint belongs to, as JSON types.
+            score: of these weights, the lower the better; None if they were not scored.
+
+        Raises:
+            SaveError: this save could not be started, or an earlier one failed.
+        """
+        rest = replace(state, params={}, ema={})
+        hashes = {"params": _sha256(state.params), "rest": _sha256(rest)}
+        hashes |= {f"ema/{rate}": _sha256(ema) for rate, ema in state.ema.items()}
+        hashes["meta"] = _sha256_of_json(meta)
+        try:
+            started = self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    ema=ocp.args.StandardSave(state.ema),
+                    rest=ocp.args.StandardSave(rest),
+                    meta=ocp.args.JsonSave({"meta": dict(meta), "sha256": hashes}),
+                ),
+                metrics=None if score is None else {"score": score},
+            )
+        except Exception as error:  # Orbax raises whatever its storage layers do
+            raise self._save_error(error) from error
+        if not started:
+            raise SaveError(f"the checkpoint of step {int(state.step)} was not saved: {self.directory} has newer ones")
+
+    def check(self) -> None:
+        """Raises the error of a save that failed in the background.
+
+        Raises:
+            SaveError: one failed.
+        """
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._save_error(error) from error
 
     def wait(self) -> None:
-        """Waits until every save has been committed, and raises the error of one that failed."""
+        """Waits until every save has been committed.
+
+        Raises:
+            SaveError: one failed.
+        """
         self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        self.check()
+
+    def _save_error(self, error: Exception) -> SaveError:
+        return SaveError(
+            f"a checkpoint could not be written to {self.directory}: {_first_line(error)}. Those before it are "
+            f"untouched; when there is room (df -h) and the directory can be written, the same command goes on"
+        )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Restores a whole training state.
+        """Restores a whole training state and checks every bit.
 
         Args:
             step: one of `steps()`.
@@ -84,16 +149,71 @@ class Checkpoints:
 
         Returns:
             The state, on the devices that the shardings name.
+
+        Raises:
+            DamagedError: a file is missing, cannot be read or has changed, or a number is not finite.
         """
-        items = self._manager.restore(
+        _, hashes = self._meta_and_hashes(step)
+        items = self._read(
             step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(like.params),
-                ema=ocp.args.StandardRestore(like.ema),
-                rest=ocp.args.StandardRestore(replace(like, params={}, ema={})),
-            ),
+            params=ocp.args.StandardRestore(like.params),
+            ema=ocp.args.StandardRestore(like.ema),
+            rest=ocp.args.StandardRestore(replace(like, params={}, ema={})),
         )
+        self._compare(step, hashes, {"params": items.params, "rest": items.rest})
+        self._compare(step, hashes, {f"ema/{rate}": ema for rate, ema in items.ema.items()})
         return replace(items.rest, params=items.params, ema=items.ema)
+
+    def restore_newest(self, like: TrainState) -> TrainState:
+        """Restores the newest checkpoint that is sound; names those that are not and moves them out of the way.
+
+        Args:
+            like: see `restore`.
+
+        Returns:
+            The state. Damaged checkpoints that were newer lie in `<workdir>/damaged/<step>`.
+
+        Raises:
+            DamagedError: none is sound; lists what is wrong with each. Nothing is moved then.
+        """
+        damaged = {}
+        for step in reversed(self.steps()):
+            try:
+                state = self.restore(step, like)
+            except DamagedError as error:
+                log.error("%s", error)
+                damaged[step] = str(error)
+                continue
+            if damaged:
+                log.warning("going on from step %d, the newest checkpoint that is sound", step)
+                processes.on_first(lambda: [self._set_aside(broken) for broken in damaged])
+                self._manager.reload()
+            return state
+        raise DamagedError("no checkpoint can be used:\n" + "\n".join(f"  {message}" for message in damaged.values()))
+
+    def _set_aside(self, step: int) -> None:
+        place = self.directory.parent / "damaged" / str(step)
+        while place.exists():
+            place = place.with_name(place.name + "_again")
+        place.parent.mkdir(exist_ok=True)
+        (self.directory / str(step)).rename(place)
+
+    def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax raises whatever its storage layers do
+            raise DamagedError(
+                f"the checkpoint of step {step} in {self.directory} is damaged or incomplete: {_first_line(error)}"
+            ) from error
+
+    def _compare(self, step: int, hashes: Mapping[str, str], items: Mapping[str, PyTree]) -> None:
+        for name, item in items.items():
+            if _sha256(item) != hashes.get(name):
+                raise DamagedError(
+                    f"the checkpoint of step {step} in {self.directory} is damaged: {name} is not what was saved"
+                )
+        if bad := [name for name, item in items.items() if not _is_finite(item)]:
+            raise DamagedError(f"the checkpoint of step {step} in {self.directory} is not finite: {', '.join(bad)}")
 
     def restore_weights(self, step: int, like: Params, ema_rate: str | None) -> Params:
         """Restores the weights alone.
@@ -105,17 +225,40 @@ class Checkpoints:
 
         Returns:
             The parameters.
+
+        Raises:
+            DamagedError: a file is missing, cannot be read or has changed.
         """
+        _, hashes = self._meta_and_hashes(step)
         if ema_rate is None:
-            return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like))).params
+            params = self._read(step, params=ocp.args.StandardRestore(like)).params
+            self._compare(step, hashes, {"params": params})
+            return params
         item = ocp.args.PyTreeRestore(
             {ema_rate: like}, restore_args=_restore_args({ema_rate: like}), partial_restore=True
         )
-        return self._manager.restore(step, args=ocp.args.Composite(ema=item)).ema[ema_rate]
+        params = self._read(step, ema=item).ema[ema_rate]
+        self._compare(step, hashes, {f"ema/{ema_rate}": params})
+        return params
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The config, class names and data identity that were saved with a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        """The config, class names and data identity that were saved with a checkpoint.
+
+        Raises:
+            DamagedError: they cannot be read or have changed.
+        """
+        meta, _ = self._meta_and_hashes(step)
+        return meta
+
+    def _meta_and_hashes(self, step: int) -> tuple[dict[str, Any], dict[str, str]]:
+        stored = self._read(step, meta=ocp.args.JsonRestore()).meta
+        try:
+            meta, hashes = stored["meta"], stored["sha256"]
+            if hashes["meta"] == _sha256_of_json(meta):
+                return meta, hashes
+        except (KeyError, TypeError):
+            pass
+        raise DamagedError(f"the checkpoint of step {step} in {self.directory} is damaged: meta is not what was saved")
 
 
 def with_sharding(abstract, sharding: jax.sharding.Sharding):
@@ -141,3 +284,29 @@ def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
 
 def _restore_args(like):
     return ocp.checkpoint_utils.construct_restore_args(like)
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]
+
+
+def _sha256(tree: PyTree) -> str:
+    """Hash of every leaf's place, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        value = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()
+
+
+def _sha256_of_json(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _is_finite(tree: PyTree) -> bool:
+    return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -39,6 +39,7 @@ def train(
     checkpoint_every: int,
     max_skipped: int,
     record: Callable[[int, Mapping[str, float]], None],
+    diagnose: Callable[[TrainState, Batch], str],
     snapshots: Sequence[Snapshot],
     save: Callable[[TrainState], None],
     should_stop: Callable[[], bool],
@@ -56,6 +57,7 @@ def train(
         checkpoint_every: steps between two checkpoints; the last step is always saved.
         max_skipped: consecutive steps with a non-finite gradient after which the run stops.
         record: receives (step, numbers) at log points.
+        diagnose: says what is not finite in the step that led to a state.
         snapshots: what else to do, each at multiples of its own period after the first step.
         save: saves a checkpoint.
         should_stop: asked before every step; when true, the state is saved as it is and returned.
@@ -96,8 +98,9 @@ def train(
                 progress.set_postfix_str(_postfix(values))
                 if (skipped := int(state.skipped)) >= max_skipped:
                     raise NonFiniteError(
-                        f"step {done}: the last {skipped} gradients were not finite, so nothing was learned from them. "
-                        f"Lower config.optimizer.lr or set config.optimizer.clip_norm; the last checkpoint is sound."
+                        f"step {done}: the last {skipped} gradients were not finite, so nothing was learned from them; "
+                        f"{diagnose(state, batch)}. Lower config.optimizer.lr or set config.optimizer.clip_norm; the "
+                        f"last checkpoint is sound."
                     )
                 window_start, window_step = time.perf_counter(), done
 

@@ -1,5 +1,6 @@
 """One optimizer step as a pure function. Knows no diffusion: the objective is an argument."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,8 +21,9 @@ def make_train_step(
 ) -> StepFn:
     """Builds the step (state, batch, key) -> state.
 
-    Randomness of step k is a function of (key, k). A gradient that is not finite leaves parameters, averages, optimizer
-    and timestep history as they were and is counted; the step still counts, so that the next batch is another one.
+    Randomness of step k is a function of (key, k). A gradient that is not finite, or an update that would make the
+    parameters so, leaves parameters, averages, optimizer and timestep history as they were and is counted; the step
+    still counts, so that the next batch is another one.
 
     Args:
         objective: the loss.
@@ -61,11 +63,33 @@ def make_train_step(
             skipped_total=state.skipped_total,
         )
         unchanged = replace(state, skipped=state.skipped + 1, skipped_total=state.skipped_total + 1)
-        finite = jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(grad_norm) & jnp.isfinite(norms["param_norm"])
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
         return replace(state, step=state.step + 1)
 
     return train_step
+
+
+def make_diagnosis(objective: Objective, *, accumulate: int) -> Callable[[TrainState, Batch, Key], dict[str, PyTree]]:
+    """Builds a function that computes a skipped step again and keeps what the step throws away.
+
+    Args:
+        objective: the loss.
+        accumulate: microbatches per step.
+
+    Returns:
+        A function (state after the step, its batch, key) -> whether every "parameters" and "gradients" tensor is
+        finite, and for every example whether its "losses" are, all in the order in which a step computes them.
+    """
+
+    def diagnose(state: TrainState, batch: Batch, key: Key) -> dict[str, PyTree]:
+        key = stream(key, "step", state.step - 1)
+        examples = objective.draw(state.history, batch, key)
+        grads, terms = mean_gradient(objective, state.params, examples, stream(key, "dropout"), accumulate)
+        every = functools.partial(jax.tree.map, lambda tensor: jnp.isfinite(tensor).all())
+        return {"parameters": every(state.params), "losses": jnp.isfinite(terms.total), "gradients": every(grads)}
+
+    return diagnose
 
 
 def mean_gradient(

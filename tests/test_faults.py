@@ -1,0 +1,233 @@
+"""Faults of the disk, of the numbers and of the user: each is named, and nothing that was already written is lost."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fooddiff import build
+from fooddiff.commands import sample, train
+from fooddiff.commands.workdir import WorkdirError, claimed
+from fooddiff.train.checkpoint import Checkpoints, DamagedError
+from fooddiff.train.loop import NonFiniteError
+from fooddiff.train.record import read_scalars
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workspace):
+    train.run(tiny.config(workspace), workspace / "undisturbed")
+    return workspace / "undisturbed"
+
+
+@pytest.fixture
+def run(undisturbed, tmp_path):
+    """A finished run of four steps with checkpoints of steps 2 and 4, to be spoilt."""
+    return shutil.copytree(undisturbed, tmp_path / "run")
+
+
+@pytest.fixture
+def errors(caplog, monkeypatch):
+    """What the log says."""
+    monkeypatch.setattr(logging.getLogger("fooddiff"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def largest(directory: Path) -> Path:
+    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(checkpoint):
+    path = largest(checkpoint / "params")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(checkpoint):
+    for path in (checkpoint / "rest").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-100])
+
+
+def lose_an_average(checkpoint):
+    shutil.rmtree(checkpoint / "ema")
+
+
+def empty(checkpoint):
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+def garble_meta(checkpoint):
+    (checkpoint / "meta" / "metadata").write_text("{not json")
+
+
+def change_meta(checkpoint):
+    path = checkpoint / "meta" / "metadata"
+    path.write_text(path.read_text().replace('"lr": 0.001', '"lr": 0.002'))
+
+
+DAMAGES = [
+    flip_a_bit,
+    garble_meta,
+    *(pytest.param(damage, marks=pytest.mark.slow) for damage in (cut_short, lose_an_average, empty, change_meta)),
+]
+
+
+def whole_state(run, workspace):
+    training = build.make_training(tiny.config(workspace), build.make_mesh())
+    with Checkpoints(run, read_only=True) as checkpoints:
+        return checkpoints.restore(4, training.abstract_state)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(workspace, undisturbed, run, errors, damage):
+    damage(run / "checkpoints" / "4")
+    train.run(tiny.config(workspace), run)
+    assert "the checkpoint of step 4" in errors.text
+    assert "going on from step 2, the newest checkpoint that is sound" in errors.text
+    assert (run / "damaged" / "4").is_dir()  # nothing is deleted
+    jax.tree.map(np.testing.assert_array_equal, whole_state(run, workspace), whole_state(undisturbed, workspace))
+    assert [record["step"] for record in read_scalars(run)] == [2, 4]
+
+
+def test_when_every_checkpoint_is_damaged_each_is_named_and_nothing_is_touched(workspace, run):
+    flip_a_bit(run / "checkpoints" / "4")
+    garble_meta(run / "checkpoints" / "2")
+    before = sorted((run / "checkpoints").rglob("*"))
+    with pytest.raises(DamagedError, match=r"(?s)no checkpoint can be used:.*step 4.*params.*step 2"):
+        train.run(tiny.config(workspace), run)
+    assert sorted((run / "checkpoints").rglob("*")) == before
+    assert not (run / "damaged").exists()
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, change_meta])
+def test_sampling_refuses_a_damaged_checkpoint(run, damage):
+    damage(run / "checkpoints" / "4")
+    with pytest.raises(DamagedError, match=r"the checkpoint of step 4 .* is damaged"):
+        sample.run(
+            run, step=None, weights="raw", classes=(), per_class=1, sampler="ancestral", sampling_steps=None, eta=0.0,
+            seed=0, batch_size=4, single_files=False, out=None,
+        )  # fmt: skip
+
+
+def test_a_checkpoint_of_another_run_is_refused(workspace, run, tmp_path):
+    train.run(tiny.config(workspace, optimizer__lr=0.5), tmp_path / "other")
+    shutil.rmtree(run / "checkpoints" / "4")
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "4", run / "checkpoints" / "4")
+    with pytest.raises(WorkdirError, match=r"is of another run: optimizer\.lr differ"):
+        train.run(tiny.config(workspace), run)
+
+
+def test_leftovers_of_a_killed_save_are_cleaned_and_never_read(workspace, run):
+    shutil.copytree(run / "checkpoints" / "4", run / "checkpoints" / "6.orbax-checkpoint-tmp")
+    train.run(tiny.config(workspace), run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_a_checkpoint_that_is_not_finite_is_not_resumed(workspace, run):
+    training = build.make_training(tiny.config(workspace), build.make_mesh())
+    with Checkpoints(run) as checkpoints:
+        state, meta = checkpoints.restore(4, training.abstract_state), checkpoints.meta(4)
+        state.params["conv_out.bias"] = state.params["conv_out.bias"].at[0].set(np.nan)
+        checkpoints.save(replace(state, step=state.step + 1), meta, score=None)
+        checkpoints.wait()
+        with pytest.raises(DamagedError, match=r"the checkpoint of step 5 .* is not finite: params"):
+            checkpoints.restore(5, training.abstract_state)
+
+
+def test_two_trainings_in_one_workdir_are_refused(workspace, run):
+    with claimed(run, tiny.config(workspace)):
+        program = (
+            "import sys; from pathlib import Path\n"
+            "from fooddiff.commands.workdir import claimed; from tests import tiny\n"
+            "with claimed(Path(sys.argv[1]), tiny.config(Path(sys.argv[2]))): pass"
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", program, run, workspace], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert f"another training is using {run} (process {os.getpid()} on " in other.stderr
+    with claimed(run, tiny.config(workspace)):  # a lock file that is left behind is no obstacle
+        assert (run / ".lock").exists()
+
+
+def test_gradients_that_stay_non_finite_are_named_and_never_saved(workspace, tmp_path):
+    config = tiny.config(workspace, objective__vb_weight=1e39, train__steps=40, train__max_skipped=3)
+    with pytest.raises(NonFiniteError, match=r"not finite.*; the first bad tensor is the loss of example 0, one of"):
+        train.run(config, tmp_path / "run")
+    training = build.make_training(config, build.make_mesh())
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        for step in checkpoints.steps():
+            checkpoints.restore(step, training.abstract_state)  # refuses what is not finite
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_ends_the_run_and_spares_the_checkpoints_before(workspace, run):
+    """A limit on the size of files stands for a full disk, which `test_a_disk_that_fills` has for real."""
+    program = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from fooddiff.commands import train; from tests import tiny\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))\n"
+        "train.run(tiny.config(Path(sys.argv[2]), train__steps=8), Path(sys.argv[1]))"
+    )
+    failed = subprocess.run(
+        [sys.executable, "-c", program, run, workspace], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 1
+    assert "SaveError: a checkpoint could not be written" in failed.stderr
+    training = build.make_training(tiny.config(workspace), build.make_mesh())
+    with Checkpoints(run, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2, 4]
+        checkpoints.restore(4, training.abstract_state)
+    train.run(tiny.config(workspace, train__steps=8), run)  # and with room again it goes on
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB, or of as many bytes as asked for."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", place], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills(workspace, small_disk):
+    endless = tiny.config(workspace, train__steps=100, train__keep_checkpoints=100)
+    with pytest.raises(OSError, match=r"could not be written|No space left"):
+        train.run(endless, small_disk / "run")
+    training = build.make_training(endless, build.make_mesh())
+    with Checkpoints(small_disk / "run", read_only=True) as checkpoints:
+        newest = checkpoints.steps()[-1]
+        checkpoints.restore(newest, training.abstract_state)
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    train.run(tiny.config(workspace, train__steps=newest + 2, train__keep_checkpoints=100), small_disk / "run")
+    assert json.loads((small_disk / "run" / "config.json").read_text())["seed"] == endless.seed
+
+
+def test_a_workdir_that_cannot_be_written(workspace, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(OSError, match="Read-only file system"):
+        train.run(tiny.config(workspace), small_disk / "run")
