@@ -147,6 +147,10 @@ def _network_builder(*, image_size: int, out_channels: int) -> Callable[..., Net
         dtype: str,
         remat: bool,
     ) -> Network:
+        counts = {"model_channels": model_channels, "num_res_blocks": num_res_blocks, "num_heads": num_heads}
+        counts |= {} if num_classes is None else {"num_classes": num_classes}
+        for name, value in (counts | {"channel_mult": min(channel_mult, default=0)}).items():
+            check_positive(f"model.{name}", value)
         return make_network(
             image_size=image_size,
             in_channels=IMAGE_CHANNELS,

@@ -96,6 +96,35 @@ def whole_state(run, workspace):
         return checkpoints.restore(4, training.abstract_state)
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_devices_at_another_path(
+    workspace, undisturbed, tmp_path, monkeypatch, before, after
+):
+    """The batches are the same, and so are the numbers but for the order in which they are summed."""
+
+    def with_devices(count):
+        mesh = jax.make_mesh(
+            (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count]
+        )
+        monkeypatch.setattr(build, "make_mesh", lambda: mesh)
+
+    with_devices(before)
+    train.run(tiny.config(workspace, train__steps=2), tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    with_devices(after)
+    train.run(tiny.config(workspace), tmp_path / "there")
+    for ours, theirs in zip(read_scalars(tmp_path / "there"), read_scalars(undisturbed), strict=True):
+        assert ours["step"] == theirs["step"]
+        assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
+    ours, theirs = whole_state(tmp_path / "there", workspace), whole_state(undisturbed, workspace)
+    # Adam's first steps move every weight by lr whatever its gradient, whose sign is rounding where it is about zero
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=4 * 2e-3), ours.params, theirs.params)
+    differences = [
+        np.abs(np.asarray(ours.params[name]) - np.asarray(theirs.params[name])).ravel() for name in ours.params
+    ]
+    assert np.quantile(np.concatenate(differences), 0.95) < 1e-5
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(workspace, undisturbed, run, errors, damage):
     damage(run / "checkpoints" / "4")

@@ -1,6 +1,5 @@
 """Scores a run's checkpoints: once, while a training goes on in another process, or inside the training itself."""
 
-import json
 import logging
 import math
 import time
@@ -240,7 +239,7 @@ def follow(
 
 
 def _last_step(workdir: Path) -> int:
-    return json.loads((workdir / "config.json").read_text(encoding="utf-8"))["train"]["steps"]
+    return workdirs.read_config(workdir / "config.json")["train"]["steps"]
 
 
 def already_scored(workdir: Path, scoring: Scoring, step: int, weights: str) -> bool:

@@ -38,7 +38,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_config(path)
         if changed := differences(saved, to_json(config)):
             shown = "\n".join(f"  {name}: {old!r} in the workdir, {new!r} now" for name, (old, new) in changed.items())
             raise WorkdirError(
@@ -72,6 +72,21 @@ def write_identity(workdir: Path, config: ConfigDict) -> None:
     """Writes what makes a directory the workdir of a config."""
     write_json(workdir / "config.json", to_json(config))
     write_json(workdir / "versions.json", versions())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads a config.json.
+
+    Raises:
+        WorkdirError: it is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise WorkdirError(f"{path} is damaged: {error}. It was written once, when the run began") from error
+    if not isinstance(content, dict):
+        raise WorkdirError(f"{path} is damaged: it holds no JSON object. It was written once, when the run began")
+    return content
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:

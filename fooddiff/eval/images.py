@@ -7,10 +7,12 @@ does not grow with the number of images.
 import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -91,7 +93,7 @@ class NpzImages:
             ValueError: there is no such array, or it is not uint8 [n, h, w, 3].
         """
         self.path = path
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        with self._opened() as file:
             version = np.lib.format.read_magic(file)
             read_header = {
                 (1, 0): np.lib.format.read_array_header_1_0,
@@ -101,20 +103,34 @@ class NpzImages:
                 raise ValueError(f"{path}: arr_0 has the npy version {version}; expected 1.0 or 2.0")
             self.shape, fortran_order, dtype = read_header(file)
             self.start = file.tell()
-        if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or fortran_order or 0 in self.shape:
+        if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or fortran_order or min(self.shape) < 1:
             raise ValueError(
                 f"{path}: arr_0 is {dtype} {list(self.shape)}; images are uint8 [n >= 1, h, w, 3] in C order"
             )
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+                yield file
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # damaged zip files make the zip and zlib modules raise many types
+            raise ValueError(f"{self.path} is damaged: arr_0 cannot be read ({error})") from error
 
     def __len__(self) -> int:
         """The number of images."""
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> Pixels:
-        """Reads some images: u8[n, h, w, 3]."""
+        """Reads some images: u8[n, h, w, 3].
+
+        Raises:
+            ValueError: the file is truncated or damaged.
+        """
         start, stop, _ = rows.indices(len(self))
         size = int(np.prod(self.shape[1:]))
-        with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+        with self._opened() as file:
             file.seek(self.start + start * size)
             content = file.read((stop - start) * size)
         if len(content) != (stop - start) * size:

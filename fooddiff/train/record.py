@@ -97,10 +97,29 @@ def read_scalars(workdir: Path) -> list[dict]:
 
     Returns:
         One dict per record, {"step": int, name: float or None, ...}, in the order written.
+
+    Raises:
+        ValueError: a line is not such a record.
     """
     path = Path(workdir) / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is empty or was cut short
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [  # what follows the last newline is empty or was cut short
+        _parse(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)
+    ]
+
+
+def _parse(line: bytes, where: str) -> dict:
+    try:
+        record = json.loads(line)
+        if type(record["step"]) is int and all(
+            value is None or type(value) in (int, float) for value in record.values()
+        ):
+            return record
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise ValueError(
+        f"{where} is damaged: expected one JSON object with a step and numbers; delete that line"
+    ) from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
