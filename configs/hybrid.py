@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     config.sample.classes = ()  # class names; empty takes the first 12
     config.sample.per_class = 4
     config.sample.batch_size = 48
-    config.sample.sampler = "ancestral"  # or ddim
+    config.sample.sampler = "ancestral"  # or ddim, dpmpp_2m
     config.sample.steps = placeholder(int)  # network calls per image; None takes every timestep
     config.sample.eta = 0.0  # noise of ddim
 

@@ -39,7 +39,11 @@ VARIANCES = {
 }
 OBJECTIVES = {"mse": losses.mse_loss, "hybrid": losses.hybrid_loss, "vlb": losses.vlb_loss}
 IMPORTANCE_SAMPLING = {"uniform": False, "loss_second_moment": True}
-SAMPLERS = {"ancestral": samplers.ancestral_step, "ddim": samplers.ddim_step}
+SAMPLERS = {
+    "ancestral": samplers.single(samplers.ancestral_step),
+    "ddim": samplers.single(samplers.ddim_step),
+    "dpmpp_2m": samplers.dpmpp_2m_step,
+}
 RESIZE = {"tf1": resize.tf1, "half_pixel": resize.half_pixel, "clean_bicubic": resize.clean_bicubic}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SOURCES = {
@@ -318,15 +322,15 @@ def make_sampler(
     Args:
         model: the diffusion model.
         mesh: devices.
-        sampler: "ancestral" or "ddim".
+        sampler: "ancestral", "ddim" or "dpmpp_2m".
         steps: network calls per image; None takes every timestep.
-        eta: noise of DDIM, in [0, 1]; the ancestral sampler takes none.
+        eta: noise of DDIM, in [0, 1]; no other sampler takes any.
     """
     step = choose("sample.sampler", sampler, SAMPLERS)
     if sampler == "ddim":
         if not 0 <= eta <= 1:
             raise ConfigError(f"eta is {eta}, expected a number in [0, 1]")
-        step = partial(step, eta=eta)
+        step = samplers.single(partial(samplers.ddim_step, eta=eta))
     elif eta:
         raise ConfigError(f"eta is {eta}, but only the sampler 'ddim' has one")
     if steps is not None and not 2 <= steps <= model.process.num_timesteps:

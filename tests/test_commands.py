@@ -138,7 +138,7 @@ def test_samples_do_not_depend_on_the_batch_size_or_the_other_classes(trained, t
         (dict(classes=("pizza",)), "no class 'pizza': the model knows 0, 1, 2"),
         (dict(weights="ema_0.9"), "expected raw, ema_0.995"),
         (dict(step=3), r"no checkpoint of step 3 .* there are \[2, 4\]"),
-        (dict(sampler="euler"), "expected one of ancestral, ddim"),
+        (dict(sampler="euler"), "expected one of ancestral, ddim, dpmpp_2m"),
         (dict(sampling_steps=9), "cannot sample in 9 steps: expected 2 to 4"),
         (dict(per_class=0), "--per_class is 0, expected at least 1"),
         (dict(batch_size=-2), "--batch_size is -2, expected at least 1"),

@@ -12,7 +12,7 @@ from fooddiff.diffusion.likelihood import bits_per_dim
 from fooddiff.diffusion.losses import bound_term, prior_term
 from fooddiff.diffusion.process import GaussianDiffusion, q_posterior, q_sample
 from fooddiff.diffusion.reverse import reverse_gaussian
-from fooddiff.diffusion.samplers import ancestral_step, ddim_reverse_step, ddim_step, sample
+from fooddiff.diffusion.samplers import ancestral_step, ddim_reverse_step, ddim_step, sample, single
 from fooddiff.diffusion.timesteps import empty_history, second_moment_probs, update_history
 from tests import golden_cases
 from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
@@ -166,8 +166,8 @@ def loops(case: Case) -> dict[str, np.ndarray]:
     run = partial(sample, process=process, param=param, denoise=denoise, x_T=x_T, noise=noise, y=None)
     bound = bits_per_dim(process, param, denoise, nhwc(case.arrays["x0"][: len(x_T)]), noise, None)
     return dict(
-        loop_ancestral=nchw(run(ancestral_step)),
-        loop_ddim_eta0=nchw(run(partial(ddim_step, eta=0.0))),
+        loop_ancestral=nchw(run(single(ancestral_step))),
+        loop_ddim_eta0=nchw(run(single(partial(ddim_step, eta=0.0)))),
         bpd_total_bpd=bound.total,
         bpd_prior_bpd=bound.prior,
         bpd_vb=bound.vb[:, ::-1],

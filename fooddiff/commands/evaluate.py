@@ -37,7 +37,7 @@ class Scoring:
         kid_subsets: subsets of the kernel distance's second figure.
         kid_subset_size: their size.
         per_class: samples of every class; None takes as many of each class as the reference has.
-        sampler: "ancestral" or "ddim".
+        sampler: "ancestral", "ddim" or "dpmpp_2m".
         sampling_steps: network calls per image; None takes every timestep.
         eta: noise of DDIM.
         seed: of the samples, and of the draws of subsets.

@@ -52,7 +52,7 @@ def run(
         weights: "raw", "ema" or "ema_<rate>".
         classes: class names; empty takes all.
         per_class: images per class.
-        sampler: "ancestral" or "ddim".
+        sampler: "ancestral", "ddim" or "dpmpp_2m".
         sampling_steps: network calls per image; None takes every timestep.
         eta: noise of DDIM.
         seed: image i of a class depends on (seed, class, i) only.

@@ -235,7 +235,7 @@ def _scoring_flags(what: str) -> argparse.ArgumentParser:
         "--reference", help=f"{what}, or an npz with mu and sigma; the test split of the run's data if not given"
     )
     flags.add_argument("--per_class", type=int, help="samples of each class; as many as the reference has if not given")
-    flags.add_argument("--sampler", default="ancestral", help="ancestral or ddim")
+    flags.add_argument("--sampler", default="ancestral", help="ancestral, ddim or dpmpp_2m")
     flags.add_argument("--steps", type=int, help="network calls per image; every timestep if not given")
     flags.add_argument("--eta", type=float, default=0.0, help="noise of ddim, from 0 to 1")
     return flags

@@ -9,7 +9,7 @@ import numpy as np
 from fooddiff.arrays import Array, Int, Key, Label, Params, Pixels
 from fooddiff.diffusion.process import GaussianDiffusion
 from fooddiff.diffusion.reverse import Parameterization
-from fooddiff.diffusion.samplers import StepFn, sample
+from fooddiff.diffusion.samplers import MultistepFn, sample
 from fooddiff.keys import sample_noise, stream
 from fooddiff.model.network import Network
 from fooddiff.sample.pixels import to_uint8
@@ -22,7 +22,7 @@ def make_generator(
     network: Network,
     process: GaussianDiffusion,
     param: Parameterization,
-    step: StepFn,
+    step: MultistepFn,
     image_shape: tuple[int, int, int],
     *,
     conditional: bool,
