@@ -1,6 +1,9 @@
 """Compiler settings by platform, in one place. Imports nothing of ours."""
 
+import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
@@ -9,6 +12,24 @@ _CPU_OPTIONS = {
     # Eigen's; this keeps YNNPACK for single matmuls and reductions only.
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs on the disk for later processes, in ~/.cache/fooddiff/xla.
+
+    XDG_CACHE_HOME moves that folder, JAX_COMPILATION_CACHE_DIR names another one; an empty one switches the cache off.
+    The folder is safe to delete at any time.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(home / "fooddiff" / "xla" / _instruction_set()))
+
+
+def _instruction_set() -> str:
+    """Names what code for this machine's processor may use: hosts that share a home may differ in it."""
+    info = Path("/proc/cpuinfo")
+    flags = [line for line in info.read_text().splitlines() if line.startswith("flags")] if info.exists() else []
+    return hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
 
 
 def jit(fun: Callable, **kwargs) -> Callable:

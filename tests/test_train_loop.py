@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +39,14 @@ def skip(state, batch, key):
 class Events:
     """What a run does, in order. As `act` must, `draw` leaves alone what an interrupted run has `drawn`."""
 
-    def __init__(self, start, step_fn=count, drawn=(), **settings):
-        self.log, self.drawn = [], set(drawn)
-        batches = itertools.repeat(Batch(np.zeros((2, 1, 1, 3), np.uint8), np.zeros(2, np.int32)))
+    def __init__(self, start, step_fn=count, drawn=(), batches=None, **settings):
+        self.log, self.drawn, self.waits = [], set(drawn), []
+        same = itertools.repeat(Batch(np.zeros((2, 1, 1, 3), np.uint8), np.zeros(2, np.int32)))
         settings = dict(steps=7, log_every=2, checkpoint_every=3, max_skipped=4, should_stop=lambda: False) | settings
+
+        def note(step, values):
+            self.log.append(("record", step, values.get("train/loss")))
+            self.waits.append(values["perf/input_wait"])
 
         def draw(step, state):
             if step not in self.drawn:
@@ -51,12 +56,13 @@ class Events:
         self.state = train(
             start,
             step_fn,
-            (jax.device_put(batch) for batch in batches),
+            batches or (jax.device_put(batch) for batch in same),
             jax.device_put(jax.random.key(0)),
-            record=lambda step, values: self.log.append(("record", step, values.get("train/loss"))),
+            record=note,
             snapshots=[Snapshot(4, draw)],
             save=lambda state: self.log.append(("save", int(state.step), float(state.sums["loss"][0]))),
             show_progress=False,
+            diagnose=lambda state, batch: f"which was found at step {int(state.step)}",
             **settings,
         )
 
@@ -101,8 +107,18 @@ def test_a_finished_run_does_nothing():
 
 
 def test_stops_when_gradients_stay_non_finite():
-    with pytest.raises(NonFiniteError, match="step 4: the last 4 gradients were not finite"):
+    with pytest.raises(NonFiniteError, match=r"step 4: the last 4 gradients were not finite.*found at step 4"):
         Events(state(), skip)
+
+
+def test_waiting_for_input_is_measured():
+    def slow():
+        while True:
+            time.sleep(0.02)
+            yield jax.device_put(Batch(np.zeros((2, 1, 1, 3), np.uint8), np.zeros(2, np.int32)))
+
+    assert Events(state(), batches=slow()).waits[-1] > 0.5
+    assert all(0 <= wait <= 1 for wait in Events(state()).waits)
 
 
 def test_read_metrics_starts_a_new_window_and_leaves_out_empty_means():

@@ -37,6 +37,7 @@ def session(*, distributed: bool) -> Iterator[None]:
             they miss it.
     """
     from fooddiff import processes  # imports JAX, which a misspelt flag need not wait for
+    from fooddiff.xla import keep_compiled
 
     absl_logging.set_verbosity(absl_logging.ERROR)
     logger = logging.getLogger("fooddiff")
@@ -44,6 +45,7 @@ def session(*, distributed: bool) -> Iterator[None]:
     logger.propagate = False
     logger.handlers = [logging.StreamHandler()]
     try:
+        keep_compiled()
         if distributed:
             processes.join()
             if not processes.is_first():

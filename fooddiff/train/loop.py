@@ -70,7 +70,7 @@ def train(
         NonFiniteError: `max_skipped` steps in a row had a non-finite gradient.
     """
     start = done = window_step = int(state.step)
-    window_start = time.perf_counter()
+    window_start, waited = time.perf_counter(), 0.0
     with tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, disable=not show_progress) as progress:
         while True:
             pause = time.perf_counter()
@@ -84,7 +84,9 @@ def train(
                 return state
             window_start += time.perf_counter() - pause  # throughput counts training alone
 
+            asked = time.perf_counter()
             batch = next(batches)
+            waited += time.perf_counter() - asked
             with jax.transfer_guard("disallow"):
                 state = step_fn(state, batch, key)
             done += 1
@@ -93,7 +95,11 @@ def train(
             if done % log_every == 0 or done == steps:
                 values, state = read_metrics(state)  # waits for the device; nothing else in this loop does
                 images = batch.y.shape[0] * (done - window_step)
-                values["perf/images_per_second"] = images / (time.perf_counter() - window_start)
+                seconds = time.perf_counter() - window_start
+                values |= {
+                    "perf/images_per_second": images / seconds,
+                    "perf/input_wait": waited / seconds,
+                }  # of the time
                 record(done, values)
                 progress.set_postfix_str(_postfix(values))
                 if (skipped := int(state.skipped)) >= max_skipped:
@@ -102,7 +108,7 @@ def train(
                         f"{diagnose(state, batch)}. Lower config.optimizer.lr or set config.optimizer.clip_norm; the "
                         f"last checkpoint is sound."
                     )
-                window_start, window_step = time.perf_counter(), done
+                window_start, window_step, waited = time.perf_counter(), done, 0.0
 
 
 def _postfix(values: Mapping[str, float]) -> str:

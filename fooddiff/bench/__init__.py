@@ -1,0 +1,1 @@
+"""Benchmarks: the real programs, timed side by side with a peer in one run. Owns no part of what it times."""

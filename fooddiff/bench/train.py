@@ -1,0 +1,88 @@
+"""The train step of a config, on random images, against a matmul and against improved-diffusion's step."""
+
+from contextlib import ExitStack
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from fooddiff import build, keys
+from fooddiff.arrays import Batch
+from fooddiff.bench.measure import Program, Quantity, compiled, exactly, interleaved, matmul, quantity, ratios, timed
+from fooddiff.bench.reference import Peer, started, unet_settings
+from fooddiff.xla import jit
+
+
+def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str, Quantity]:
+    """Times the step as training runs it: compiled ahead of time, with its state donated.
+
+    Args:
+        config: what to train; its data are not read.
+        repetitions: rounds that count.
+        peer: improved-diffusion, if it is to be compared.
+
+    Returns:
+        The numbers by name.
+    """
+    mesh = build.make_mesh()
+    training = build.make_training(config, mesh)
+    key = keys.root(config.seed, training.replicated)
+    batch = random_batch(config, training)
+    state = build.first_state(training, key, {})
+    step = jit(training.step, donate_argnums=0, out_shardings=training.replicated)
+    program = compiled(step, state, batch, key)
+
+    def ours() -> float:
+        nonlocal state
+
+        def once():
+            nonlocal state
+            state = program.call(state, batch, key)
+            return state
+
+        return timed(once)
+
+    peak, peak_flops = matmul(build.DTYPES[config.model.dtype])
+    with ExitStack() as stack:
+        tasks = {"ours": ours, "matmul": peak}
+        if peer is not None:
+            settings = {"task": "train", "batch_size": config.train.batch_size, **unet_settings(config)}
+            tasks["reference"] = stack.enter_context(started(peer, settings))
+        seconds = interleaved(tasks, repetitions)
+    numbers = of_program(program, seconds["ours"], config.train.batch_size, mesh.size)
+    rates = [peak_flops / each * mesh.size for each in seconds["matmul"]]
+    numbers["matmul peak"] = quantity(rates, "FLOP/s")
+    numbers["utilisation"] = quantity(
+        [program.flops * mesh.size / each / rate for each, rate in zip(seconds["ours"], rates, strict=True)],
+        "of the peak",
+    )
+    if peer is not None:
+        numbers["improved-diffusion"] = quantity(
+            [config.train.batch_size / each for each in seconds["reference"]], "images/s"
+        )
+        numbers["ratio"] = ratios(seconds["ours"], seconds["reference"])
+    return numbers
+
+
+def random_batch(config: ConfigDict, training: build.Training) -> Batch:
+    """A batch of the config's shape on the devices."""
+    n, classes = config.train.batch_size, config.model.num_classes or 1
+
+    def draw() -> Batch:
+        pixels = jax.random.randint(jax.random.key(1), (n, *training.model.image_shape), 0, 256, jnp.uint8)
+        return Batch(pixels, jax.random.randint(jax.random.key(2), (n,), 0, classes))
+
+    return jit(draw, out_shardings=training.over_data)()
+
+
+def of_program(program: Program, seconds: list[float], images: int, devices: int) -> dict[str, Quantity]:
+    """The numbers that every timed program has."""
+    return {
+        "images": quantity([images / each for each in seconds], "images/s"),
+        "one call": quantity(seconds, "s"),
+        "compilation": exactly(program.compile_seconds, "s"),
+        "work": exactly(program.flops * devices, "FLOP per call"),
+        "rate": quantity([program.flops * devices / each for each in seconds], "FLOP/s"),
+        "memory traffic": exactly(program.bytes_moved, "bytes per call and device, as compiled"),
+        "peak memory": exactly(program.peak_bytes, "bytes per device, as compiled"),
+    }

@@ -1,0 +1,83 @@
+"""The benchmarks run and say what they should; how fast anything is, is not tested."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from fooddiff.bench import data, measure, reference, sample, table, train
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny.config(tmp_path, sample__batch_size=4, sample__steps=2)
+
+
+@pytest.fixture
+def fake_peer(tmp_path, monkeypatch):
+    """A peer that answers as the real worker does, and says what it was asked for."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import pathlib, sys\n"
+        f"pathlib.Path({str(tmp_path / 'asked.json')!r}).write_text(sys.argv[1])\n"
+        "for line in sys.stdin:\n    print(0.5, flush=True)\n"
+    )
+    monkeypatch.setattr(reference, "WORKER", worker)
+    return reference.Peer(Path(sys.executable), tmp_path)
+
+
+def test_train_names_rate_work_memory_and_ratio(config, fake_peer, tmp_path):
+    numbers = train.run(config, repetitions=2, peer=fake_peer)
+    assert numbers["images"].median == pytest.approx(config.train.batch_size / numbers["one call"].median, rel=0.5)
+    assert numbers["work"].median > 1e6
+    assert 0 < numbers["utilisation"].median < 1
+    assert numbers["improved-diffusion"].median == config.train.batch_size / 0.5
+    assert numbers["ratio"].low <= numbers["ratio"].median <= numbers["ratio"].high
+    assert all(math.isfinite(value) for number in numbers.values() for value in number[:3])
+    asked = json.loads((tmp_path / "asked.json").read_text())
+    assert asked["unet"]["model_channels"] == config.model.model_channels
+    assert asked["unet"]["out_channels"] == 6
+    assert (asked["task"], asked["batch_size"], asked["image_size"]) == ("train", config.train.batch_size, 8)
+
+
+def test_sample_and_data(config, fake_peer):
+    numbers = sample.run(config, repetitions=1, peer=fake_peer)
+    assert numbers["network calls"].median == pytest.approx(2 * numbers["images"].median)
+    assert set(data.run(config, repetitions=1)) == {"as stored", "half of them mirrored"}
+
+
+def test_a_peer_that_fails_is_quoted(tmp_path, monkeypatch):
+    worker = tmp_path / "worker.py"
+    worker.write_text("raise ImportError('no torch here')")
+    monkeypatch.setattr(reference, "WORKER", worker)
+    with (
+        reference.started(reference.Peer(Path(sys.executable), None), {}) as run,
+        pytest.raises(RuntimeError, match="no torch here"),
+    ):
+        run()
+
+
+def test_rounds_alternate_and_the_first_does_not_count():
+    calls = []
+    seconds = measure.interleaved(
+        {"a": lambda: calls.append("a") or len(calls), "b": lambda: calls.append("b") or 0}, 2
+    )
+    assert calls == ["a", "b"] * 3
+    assert seconds == {"a": [3, 5], "b": [0, 0]}
+
+
+def test_numbers_are_shown_and_written(tmp_path, capsys):
+    numbers = {"images": measure.quantity([1.0, 3.0, 2.0], "images/s"), "work": measure.exactly(5.0, "FLOP")}
+    table.show("bench", numbers, 3)
+    shown = capsys.readouterr().out
+    assert "1 to 3" in shown
+    assert "images/s" in shown
+    table.write(tmp_path / "numbers.json", "bench train", numbers)
+    written = json.loads((tmp_path / "numbers.json").read_text())
+    assert written["numbers"]["images"] == {"median": 2.0, "low": 1.0, "high": 3.0, "unit": "images/s"}
+    assert written["versions"]["jax"]
