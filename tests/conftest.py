@@ -1,7 +1,7 @@
 """Every test runs on two fake CPU devices, with JAX's own checks switched on.
 
 The default suite compiles with LLVM's optimiser off, since compiling is most of what it does; `pytest -m slow` compiles
-as users do. Either compiles equal programs once per session.
+as users do. Either compiles equal programs once per session, in all its processes.
 """
 
 import os
@@ -19,8 +19,14 @@ def pytest_configure(config):
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
     if config.option.markexpr != "slow":
         flags.append(UNOPTIMISED)
-    os.environ |= {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
-    jax.config.update("jax_compilation_cache_dir", _cache.name)
+    compiled = os.environ.setdefault("FOODDIFF_TEST_CACHE", _cache.name)  # workers inherit it
+    os.environ |= {
+        "XLA_FLAGS": " ".join(dict.fromkeys(" ".join(flags).split())),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    jax.config.update("jax_compilation_cache_dir", compiled)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import jax
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -39,8 +37,6 @@ def started(arguments: Sequence[str], logs: Path, *, count: int = 2) -> Iterator
         "XLA_FLAGS": " ".join([*flags, "--xla_force_host_platform_device_count=2"]),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(count),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     logs.mkdir(exist_ok=True)
     running = [

@@ -49,7 +49,7 @@ def restored(run, config):
 
 def test_a_run_leaves_every_file_that_later_stages_read(trained):
     assert {path.name for path in trained.iterdir()} == {
-        "checkpoints", "config.json", "metrics.jsonl", "samples", "tb", "versions.json",
+        ".lock", "checkpoints", "config.json", "metrics.jsonl", "samples", "tb", "versions.json",
     }  # fmt: skip
     assert json.loads((trained / "config.json").read_text())["train"]["steps"] == 4
     assert "jax" in json.loads((trained / "versions.json").read_text())
@@ -109,7 +109,7 @@ def test_other_data_are_refused(workspace, trained, monkeypatch):
     with Checkpoints(trained, read_only=True) as checkpoints:
         meta = checkpoints.meta(4)
     with pytest.raises(WorkdirError, match="trained on other data: data_sha256"):
-        train._check_data(meta, meta | {"data_sha256": "0"}, trained)
+        train._check_same_run(meta, meta | {"data_sha256": "0"}, trained)
 
 
 def test_sampling_writes_a_grid_the_pixels_and_single_files(trained, tmp_path):

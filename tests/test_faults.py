@@ -10,16 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fooddiff import build
-from fooddiff.commands import sample, train
-from fooddiff.commands.workdir import WorkdirError, claimed
+from fooddiff.commands import evaluate, sample, train
+from fooddiff.commands.workdir import WorkdirError, claimed, to_json
+from fooddiff.eval.__main__ import main as evaluate_main
 from fooddiff.train.checkpoint import Checkpoints, DamagedError
 from fooddiff.train.loop import NonFiniteError
 from fooddiff.train.record import read_scalars
 from tests import tiny
+from tests.random_stem import random_stem
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -150,18 +153,28 @@ def test_when_every_checkpoint_is_damaged_each_is_named_and_nothing_is_touched(w
 def test_sampling_refuses_a_damaged_checkpoint(run, damage):
     damage(run / "checkpoints" / "4")
     with pytest.raises(DamagedError, match=r"the checkpoint of step 4 .* is damaged"):
-        sample.run(
-            run, step=None, weights="raw", classes=(), per_class=1, sampler="ancestral", sampling_steps=None, eta=0.0,
-            seed=0, batch_size=4, single_files=False, out=None,
-        )  # fmt: skip
+        draw(run)
 
 
-def test_a_checkpoint_of_another_run_is_refused(workspace, run, tmp_path):
-    train.run(tiny.config(workspace, optimizer__lr=0.5), tmp_path / "other")
-    shutil.rmtree(run / "checkpoints" / "4")
-    shutil.copytree(tmp_path / "other" / "checkpoints" / "4", run / "checkpoints" / "4")
-    with pytest.raises(WorkdirError, match=r"is of another run: optimizer\.lr differ"):
+def draw(run):
+    sample.run(
+        run, step=None, weights="raw", classes=(), per_class=1, sampler="ancestral", sampling_steps=None, eta=0.0,
+        seed=0, batch_size=4, single_files=False, out=None,
+    )  # fmt: skip
+
+
+def test_a_checkpoint_of_another_run_is_refused(workspace, run):
+    """Even if its weights do not fit, it is no damaged one of ours to be passed over."""
+    config = tiny.config(workspace, model__channel_mult=(2,))
+    like = build.make_training(config, build.make_mesh()).abstract_state
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(
+            replace(state, step=jnp.int32(5)), checkpoints.meta(4) | {"config": to_json(config)}, score=None
+        )
+    with pytest.raises(WorkdirError, match=r"is of another run: model\.channel_mult differ"):
         train.run(tiny.config(workspace), run)
+    assert not (run / "damaged").exists()
 
 
 def test_leftovers_of_a_killed_save_are_cleaned_and_never_read(workspace, run):
@@ -181,6 +194,13 @@ def test_a_checkpoint_that_is_not_finite_is_not_resumed(workspace, run):
             checkpoints.restore(5, training.abstract_state)
 
 
+def test_a_split_that_is_open_outlives_its_files(workspace, tmp_path):
+    config = tiny.config(workspace, data__cache_dir=str(tmp_path / "cache"))
+    dataset = build.make_dataset(config, "train")
+    shutil.rmtree(tmp_path / "cache")
+    np.testing.assert_array_equal(dataset.images, build.make_dataset(config, "train").images)  # builds it again
+
+
 def test_two_trainings_in_one_workdir_are_refused(workspace, run):
     with claimed(run, tiny.config(workspace)):
         program = (
@@ -194,6 +214,54 @@ def test_two_trainings_in_one_workdir_are_refused(workspace, run):
         assert f"another training is using {run} (process {os.getpid()} on " in other.stderr
     with claimed(run, tiny.config(workspace)):  # a lock file that is left behind is no obstacle
         assert (run / ".lock").exists()
+
+
+def test_a_workdir_in_training_at_another_path_is_sampled_and_scored(workspace, run, tmp_path):
+    with claimed(run, tiny.config(workspace)):
+        draw(run)
+        follow(run, tmp_path)
+    assert len(list((run / "samples").glob("*_seed0.npz"))) == 1
+    assert len(list((run / "eval").iterdir())) == 2
+
+
+def follow(run, folder):
+    """Scores every checkpoint of a run against a few random pictures."""
+    np.savez(folder / "stem.npz", **random_stem())
+    np.savez(folder / "reference.npz", np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8))
+    evaluate_main([
+        "follow", f"--workdir={run}", f"--inception={folder / 'stem.npz'}", f"--cache_dir={folder / 'features'}",
+        f"--reference={folder / 'reference.npz'}", "--batch_size=4", "--per_class=1", "--sampler=ddim", "--steps=2",
+    ])  # fmt: skip
+
+
+def test_following_goes_on_when_the_training_deletes_a_checkpoint(run, tmp_path, capsys, monkeypatch):
+    load = evaluate.workdirs.load_trained
+
+    def load_too_late(workdir, *, step, **how):
+        if step == 2:
+            shutil.rmtree(workdir / "checkpoints" / "2")
+        return load(workdir, step=step, **how)
+
+    monkeypatch.setattr(evaluate.workdirs, "load_trained", load_too_late)
+    follow(run, tmp_path)
+    assert "the training deleted the checkpoint of step 2 before it was scored" in capsys.readouterr().err
+    assert [path.name[:12] for path in (run / "eval").iterdir()] == ["step_0000004"]
+
+
+@pytest.mark.parametrize(
+    ("not_finite", "first"),
+    [
+        (("parameters", "losses", "gradients"), "parameter b, one of 3"),
+        (("losses", "gradients"), "the loss of example 1, one of 2"),
+        (("gradients",), "the gradient of b, one of 1"),
+        ((), None),
+    ],
+)
+def test_the_first_bad_tensor_is_the_one_that_was_computed_first(not_finite, first):
+    found = {name: {"a": True, "b": name not in not_finite} for name in ("parameters", "gradients")}
+    found["losses"] = np.array([True, "losses" not in not_finite])
+    expected = f"the first bad tensor is {first}" if first else "each gradient is finite, but their norm or"
+    assert train._diagnose(lambda *_: found, None, None, None).startswith(expected)
 
 
 def test_gradients_that_stay_non_finite_are_named_and_never_saved(workspace, tmp_path):

@@ -144,6 +144,28 @@ def test_two_processes_sample_what_one_does(workspace, together):
 
 
 @pytest.mark.slow
+def test_a_signal_to_one_process_stops_the_sampling_of_both_and_nothing_is_drawn_twice(workspace, together):
+    out = workspace / "interrupted_samples"
+    command = ["run_sample.py", f"--workdir={together}", "--per_class=400", "--batch_size=4", f"--out={out}"]
+    with started([*command, "--distributed"], workspace / "logs") as running:
+        while len(list(out.glob("*/*.npy"))) < 3:
+            assert running[0].popen.poll() is None, running[0].end()
+            time.sleep(0.05)
+        running[1].popen.send_signal(signal.SIGINT)
+        assert [process.end()[0] for process in running] == [128 + signal.SIGINT] * 2
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*.npy")}
+    assert 3 <= len(kept) < 1000
+    with started([*command, "--distributed"], workspace / "logs") as running:
+        time.sleep(1)
+        while len(list(out.glob("*/*.npy"))) < len(kept) + 2:
+            assert running[0].popen.poll() is None, running[0].end()
+            time.sleep(0.05)
+        assert kept == {path: path.stat().st_mtime_ns for path in kept}
+        for process in running:
+            process.popen.kill()
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_and_saves_both(workspace):
     endless = dict(train__steps=100_000, train__checkpoint_every=100_000, sample__every_steps=100_000)
     run = workspace / "stopped"

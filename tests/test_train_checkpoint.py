@@ -1,4 +1,9 @@
+import logging
+import os
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fooddiff.train.checkpoint import Checkpoints, choose_step, with_sharding
+from fooddiff.commands.workdir import checkpoint_steps
+from fooddiff.train.checkpoint import Checkpoints, MisfitError, SaveError, choose_step, with_sharding
 from fooddiff.train.state import TrainState, zero_sums
 
 
@@ -79,6 +85,7 @@ def test_keeps_the_newest(tmp_path):
         ([3.0, 1.0, 2.0, 4.0, 0.5], 2, [2, 5]),
         ([3.0, None, 2.0, None, None], 1, [3, 5]),
         ([None, None, None, None, None], 2, [5]),
+        ([2.0, np.nan, 3.0, None, None], 1, [1, 5]),
     ],
 )
 def test_keeps_the_best_besides_the_newest(tmp_path, scores, best, kept):
@@ -109,9 +116,100 @@ def test_a_missing_checkpoint_is_an_error(tmp_path):
             choose_step(checkpoints, 5)
 
 
-def test_another_shape_is_an_error(tmp_path):
-    save(tmp_path, state(1))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda p: p | {"down.3.kernel": jax.ShapeDtypeStruct((9, 9), jnp.float32)},
+            r"float32\[2, 3\], expected .*9, 9",
+        ),
+        (
+            lambda p: p | {"down.3.kernel": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)},
+            r"float32\[2, 3\], expected bfloat16",
+        ),
+        (lambda p: p | {"down.3.norm": jax.ShapeDtypeStruct((2,), jnp.float32)}, r"missing, expected float32\[2\]"),
+        (lambda p: {name: p[name] for name in p if name != "down.3.kernel"}, r"float32\[2, 3\], expected nothing"),
+    ],
+    ids=["shape", "dtype", "one more", "one less"],
+)
+def test_a_checkpoint_of_another_model_is_an_error_and_never_passed_over(tmp_path, change, message):
+    save(tmp_path, state(1), state(2))
     like = abstract()
-    other = replace(like, params={name: jax.ShapeDtypeStruct((9, 9), jnp.float32) for name in like.params})
-    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(ValueError, match="shape"):
-        checkpoints.restore(1, with_sharding(other, sharding(1)))
+    other = with_sharding(replace(like, params=change(like.params)), sharding(1))
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(MisfitError, match=rf"step 2 in .* does not fit the model: down\.3\.\w+ is {message}"):
+            checkpoints.restore_newest(other, accept=lambda meta: None)
+        with pytest.raises(MisfitError):
+            checkpoints.restore_weights(2, other.params, None)
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_a_checkpoint_that_is_not_accepted_is_an_error_and_nothing_is_touched(tmp_path):
+    save(tmp_path, state(1), state(2))
+
+    def refuse(meta):
+        raise PermissionError(meta["config"]["seed"])
+
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(PermissionError, match="2"):
+            checkpoints.restore_newest(abstract(), accept=refuse)
+        assert checkpoints.steps() == [1, 2]
+
+
+def test_a_score_that_cannot_be_read_is_named_and_set_aside(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fooddiff"), "propagate", True)
+    save(tmp_path, state(1), state(2), scores=[1.0, 2.0])
+    scores = Path("1") / "metrics" / "metrics"
+    (tmp_path / "checkpoints" / scores).write_text("{not json")
+    save(tmp_path, state(3), keep_newest=1, keep_best=1)
+    assert f"{scores} is damaged, its checkpoint counts as not scored" in caplog.text
+    assert (tmp_path / "damaged" / scores).read_text() == "{not json"
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [2, 3]
+
+
+def test_a_slow_disk_delays_the_commit_and_not_the_training(tmp_path, monkeypatch):
+    commit, rename = threading.Event(), os.rename
+
+    def slowly(*paths):
+        commit.wait(timeout=20)
+        rename(*paths)
+
+    monkeypatch.setattr("os.rename", slowly)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(1), {}, score=None)
+        checkpoints.check()
+        assert checkpoint_steps(tmp_path) == []  # the commit waits on the disk, and we do not
+        commit.set()
+        checkpoints.wait()
+    assert checkpoint_steps(tmp_path) == [1]
+
+
+def test_a_commit_that_fails_is_found_without_another_save(tmp_path, monkeypatch):
+    save(tmp_path, state(1))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    def log_points(checkpoints):
+        for _ in range(1000):
+            checkpoints.check()
+            time.sleep(0.01)
+
+    monkeypatch.setattr("os.rename", full)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(2), {}, score=None)
+        with pytest.raises(SaveError, match=r"could not be written to .*No space left on device"):
+            log_points(checkpoints)
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        assert reader.steps() == [1]
+        assert_equal(reader.restore(1, abstract()), state(1))
+
+
+def test_a_reader_lists_checkpoints_without_looking_into_them(tmp_path):
+    """The training may be about to delete one, and an empty file stands for that."""
+    save(tmp_path, state(1), state(2), scores=[1.0, 2.0])
+    (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_bytes(b"")
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        assert reader.steps() == [1, 2]
+        assert_equal(reader.restore(2, abstract()), state(2))

@@ -20,6 +20,7 @@ from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like, pa
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.weights import load_inception
 from fooddiff.sample.generate import Generator, sample_ids
+from fooddiff.train.checkpoint import DamagedError
 from fooddiff.train.record import NoRecorder, Recorder
 
 log = logging.getLogger(__name__)
@@ -229,7 +230,16 @@ def follow(
         steps = workdirs.checkpoint_steps(workdir)
         unscored = [step for step in steps if not already_scored(workdir, scoring, step, weights)]
         if (step := processes.first_says(min(unscored, default=-1))) >= 0:
-            run(workdir, scoring, step=step, weights=weights, reference=reference)
+            try:
+                run(workdir, scoring, step=step, weights=weights, reference=reference)
+            except (FileNotFoundError, DamagedError):
+                if step in workdirs.checkpoint_steps(workdir):
+                    raise
+                log.warning(
+                    "the training deleted the checkpoint of step %d before it was scored: raise "
+                    "config.train.keep_checkpoints to keep more of them",
+                    step,
+                )
             continue
         if processes.first_says(bool(steps) and steps[-1] >= _last_step(workdir)):
             return

@@ -71,10 +71,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
             Checkpoints(workdir, keep_newest=config.train.keep_checkpoints, keep_best=config.train.keep_best)
         )
         if resuming:
-            state = checkpoints.restore_newest(training.abstract_state)
-            saved = checkpoints.meta(int(state.step))
-            _check_same_run(saved, meta, workdir)
-            meta["origin"] = saved.get("origin")
+            state = checkpoints.restore_newest(
+                training.abstract_state, accept=lambda saved: _check_same_run(saved, meta, workdir)
+            )
+            meta["origin"] = checkpoints.meta(int(state.step)).get("origin")
             log.info("resumed at step %d of %d", int(state.step), config.train.steps)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)

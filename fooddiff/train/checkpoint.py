@@ -17,13 +17,15 @@ loads on whatever devices there are, and indices of lists stay numbers.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -39,6 +41,10 @@ class DamagedError(ValueError):
     """A checkpoint that cannot be read or is not what was saved."""
 
 
+class MisfitError(ValueError):
+    """A sound checkpoint of another model."""
+
+
 class SaveError(OSError):
     """A checkpoint that could not be written."""
 
@@ -49,6 +55,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep_newest: int | None = None, keep_best: int = 0, read_only: bool = False):
         """Opens `workdir/checkpoints`.
 
+        A score that cannot be read is named and moved to `workdir/damaged`; its checkpoint counts as not scored.
+
         Args:
             workdir: the run's directory.
             keep_newest: how many of the newest checkpoints to keep; None keeps all.
@@ -56,6 +64,8 @@ class Checkpoints:
             read_only: for readers, which neither create the directory nor clean it.
         """
         self.directory = Path(workdir).resolve() / "checkpoints"
+        if not read_only:
+            processes.on_first(self._set_aside_unreadable_scores)
         newest = preservation_policy.LatestN(keep_newest)
         best = preservation_policy.BestN(
             get_metric_fn=_score, reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
@@ -66,6 +76,8 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            # a reader must not look into checkpoints that it only lists: the training may delete them meanwhile
+            lightweight_initialize=read_only,
         )
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_names=("params", "ema", "rest", "meta")
@@ -77,7 +89,10 @@ class Checkpoints:
     def __exit__(self, _kind: type | None, error: BaseException | None, _trace: TracebackType | None) -> None:
         # Closing waits for the other processes. After an error of the devices they may be gone.
         if jax.process_count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
-            self._manager.close()
+            try:
+                self.wait()
+            finally:
+                self._manager.close()
 
     def steps(self) -> list[int]:
         """The steps that have a complete checkpoint, ascending."""
@@ -89,7 +104,8 @@ class Checkpoints:
         Args:
             state: the state after step `state.step`.
             meta: what the checkpoint belongs to, as JSON types.
-            score: of these weights, the lower the better; None if they were not scored.
+            score: of these weights, the lower the better; None if they were not scored. One that is not finite is left
+                out.
 
         Raises:
             SaveError: this save could not be started, or an earlier one failed.
@@ -107,7 +123,7 @@ class Checkpoints:
                     rest=ocp.args.StandardSave(rest),
                     meta=ocp.args.JsonSave({"meta": dict(meta), "sha256": hashes}),
                 ),
-                metrics=None if score is None else {"score": score},
+                metrics=None if score is None or not np.isfinite(score) else {"score": score},
             )
         except Exception as error:  # Orbax raises whatever its storage layers do
             raise self._save_error(error) from error
@@ -115,15 +131,14 @@ class Checkpoints:
             raise SaveError(f"the checkpoint of step {int(state.step)} was not saved: {self.directory} has newer ones")
 
     def check(self) -> None:
-        """Raises the error of a save that failed in the background.
+        """Raises the error of a save that failed in the background; does not wait for one that is under way.
 
         Raises:
             SaveError: one failed.
         """
-        try:
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise self._save_error(error) from error
+        # Orbax's check_for_errors sees nothing here: the thread that commits has taken the error, and joining it raises
+        if not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Waits until every save has been committed.
@@ -131,8 +146,10 @@ class Checkpoints:
         Raises:
             SaveError: one failed.
         """
-        self._manager.wait_until_finished()
-        self.check()
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._save_error(error) from error
 
     def _save_error(self, error: Exception) -> SaveError:
         return SaveError(
@@ -152,8 +169,10 @@ class Checkpoints:
 
         Raises:
             DamagedError: a file is missing, cannot be read or has changed, or a number is not finite.
+            MisfitError: the parameters have other names, shapes or dtypes.
         """
         _, hashes = self._meta_and_hashes(step)
+        self._check_fit(step, like.params)
         items = self._read(
             step,
             params=ocp.args.StandardRestore(like.params),
@@ -164,21 +183,24 @@ class Checkpoints:
         self._compare(step, hashes, {f"ema/{rate}": ema for rate, ema in items.ema.items()})
         return replace(items.rest, params=items.params, ema=items.ema)
 
-    def restore_newest(self, like: TrainState) -> TrainState:
+    def restore_newest(self, like: TrainState, *, accept: Callable[[Mapping[str, Any]], None]) -> TrainState:
         """Restores the newest checkpoint that is sound; names those that are not and moves them out of the way.
 
         Args:
             like: see `restore`.
+            accept: raises if a checkpoint with this `meta` belongs to another run.
 
         Returns:
             The state. Damaged checkpoints that were newer lie in `<workdir>/damaged/<step>`.
 
         Raises:
             DamagedError: none is sound; lists what is wrong with each. Nothing is moved then.
+            MisfitError: see `restore`. One before it would be no better.
         """
         damaged = {}
         for step in reversed(self.steps()):
             try:
+                accept(self.meta(step))
                 state = self.restore(step, like)
             except DamagedError as error:
                 log.error("%s", error)
@@ -186,21 +208,47 @@ class Checkpoints:
                 continue
             if damaged:
                 log.warning("going on from step %d, the newest checkpoint that is sound", step)
-                processes.on_first(lambda: [self._set_aside(broken) for broken in damaged])
+                processes.on_first(lambda: [self._set_aside(str(broken)) for broken in damaged])
                 self._manager.reload()
             return state
         raise DamagedError("no checkpoint can be used:\n" + "\n".join(f"  {message}" for message in damaged.values()))
 
-    def _set_aside(self, step: int) -> None:
-        place = self.directory.parent / "damaged" / str(step)
+    def _set_aside(self, name: str) -> None:
+        """Moves a checkpoint, or an item of one, to the same name in `<workdir>/damaged`."""
+        place = self.directory.parent / "damaged" / name
         while place.exists():
             place = place.with_name(place.name + "_again")
-        place.parent.mkdir(exist_ok=True)
-        (self.directory / str(step)).rename(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (self.directory / name).rename(place)
+
+    def _set_aside_unreadable_scores(self) -> None:
+        for path in self.directory.glob("*/metrics/metrics"):
+            try:
+                _score(json.loads(path.read_bytes()))
+            except (ValueError, TypeError, KeyError) as error:
+                log.error("%s is damaged, its checkpoint counts as not scored: %s", path, _first_line(error))
+                self._set_aside(str(path.parent.relative_to(self.directory)))
+
+    def _check_fit(self, step: int, like: Params) -> None:
+        with self._reading(step):
+            saved = _layout(ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "params").tree)
+        wanted = _layout(like)
+        if different := sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)):
+            name = different[0]
+            raise MisfitError(
+                f"the checkpoint of step {step} in {self.directory} does not fit the model: {name} is "
+                f"{saved.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}; in all {len(different)} "
+                f"parameters differ. Use the version of the program that saved it (see versions.json)"
+            )
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        try:
+        with self._reading(step):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    @contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # Orbax raises whatever its storage layers do
             raise DamagedError(
                 f"the checkpoint of step {step} in {self.directory} is damaged or incomplete: {_first_line(error)}"
@@ -228,8 +276,10 @@ class Checkpoints:
 
         Raises:
             DamagedError: a file is missing, cannot be read or has changed.
+            MisfitError: the parameters have other names, shapes or dtypes.
         """
         _, hashes = self._meta_and_hashes(step)
+        self._check_fit(step, like)
         if ema_rate is None:
             params = self._read(step, params=ocp.args.StandardRestore(like)).params
             self._compare(step, hashes, {"params": params})
@@ -288,6 +338,11 @@ def _restore_args(like):
 
 def _score(metrics: Mapping[str, float]) -> float:
     return metrics["score"]
+
+
+def _layout(params: PyTree) -> dict[str, str]:
+    """Dtype and shape of every parameter, for instance "float32[3, 64]"."""
+    return {name: f"{jnp.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in params.items()}
 
 
 def _sha256(tree: PyTree) -> str:
