@@ -4,10 +4,12 @@ A config section is the keyword arguments of one constructor, so a misspelt fiel
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, NamedTuple, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -77,16 +79,16 @@ def choose(section: str, value: str, table: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: the value is not in the table; lists those that are.
     """
-    if value not in table:
+    if not isinstance(value, str) or value not in table:
         raise ConfigError(f"config.{section} is {value!r}, expected one of {', '.join(table)}")
     return table[value]
 
 
 def check_fields(function: Callable, section: str, values: Mapping[str, Any]) -> None:
-    """Checks that a config section fills the keyword-only parameters of a function.
+    """Checks that a config section fills the keyword-only parameters of a function, with values of their types.
 
     Raises:
-        ConfigError: an unknown or missing field; lists the right ones.
+        ConfigError: an unknown or missing field, or a value of another type; names what is right.
     """
     fields = {name: p for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
     if unknown := sorted(set(values) - set(fields)):
@@ -95,6 +97,25 @@ def check_fields(function: Callable, section: str, values: Mapping[str, Any]) ->
         )
     if missing := [name for name, p in fields.items() if p.default is p.empty and name not in values]:
         raise ConfigError(f"config.{section} lacks {', '.join(missing)}")
+    for name, value in values.items():
+        check_type(f"{section}.{name}", value, fields[name].annotation)
+
+
+def check_type(name: str, value: Any, expected: type | UnionType) -> None:
+    """Raises ConfigError unless a config value has a type such as `int`, `float | None` or `tuple[int, ...]`."""
+    if not _has_type(value, expected):
+        raise ConfigError(f"config.{name} is {value!r}, expected {inspect.formatannotation(expected)}")
+
+
+def _has_type(value: Any, expected: type | UnionType) -> bool:
+    """Floats are finite, integers are floats, too, and JSON has made lists of tuples."""
+    if isinstance(expected, UnionType):
+        return any(_has_type(value, one) for one in get_args(expected))
+    if get_origin(expected) is tuple:
+        return isinstance(value, tuple | list) and all(_has_type(item, get_args(expected)[0]) for item in value)
+    if expected is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is expected
 
 
 def construct(function: Callable, section: str, values: Mapping[str, Any]) -> Any:
@@ -117,6 +138,7 @@ def make_diffusion_model(config) -> DiffusionModel:
     diffusion = construct(_diffusion, "diffusion", config.diffusion)
     betas, rescale_timesteps, param, learned = diffusion
     size = config.data.image_size
+    check_positive("data.image_size", size)
     channels = IMAGE_CHANNELS * (2 if learned else 1)
     network = construct(_network_builder(image_size=size, out_channels=channels), "model", config.model)
 
@@ -234,18 +256,20 @@ class Training(NamedTuple):
 def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     """Builds everything that a train step needs but the data."""
     train, ema = config.train, config.ema
+    check_type("seed", config.seed, int)
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"config.seed is {config.seed}, expected a number in [0, 2^32)")
     for field in ("steps", "batch_size", "accumulate", "checkpoint_every", "max_skipped"):
         check_positive(f"train.{field}", train[field])
     if train.keep_checkpoints is not None:
         check_positive("train.keep_checkpoints", train.keep_checkpoints)
+    check_type("train.keep_best", train.keep_best, int)
     if train.keep_best < 0 or (train.keep_best and None in (train.keep_checkpoints, config.eval.inception)):
         raise ConfigError(
             f"config.train.keep_best is {train.keep_best}, expected 0, or a positive number together with "
             f"config.train.keep_checkpoints (None keeps all) and config.eval.inception (without, nothing is scored)"
         )
-    for rate in ema.rates:
-        if not 0 <= rate < 1:
-            raise ConfigError(f"config.ema.rates has {rate}, expected numbers in [0, 1)")
+    check_ema_rates(ema.rates)
     share = mesh.size * train.accumulate
     if train.batch_size % share:
         raise ConfigError(
@@ -270,6 +294,15 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     )
 
 
+def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Batch, Key]:
+    """Shapes, dtypes and shardings of a step's arguments, to compile it without data or a model in memory."""
+    n = config.train.batch_size
+    pixels = jax.ShapeDtypeStruct((n, *training.model.image_shape), jnp.uint8)
+    batch = with_sharding(Batch(pixels, jax.ShapeDtypeStruct((n,), jnp.int32)), training.over_data)
+    key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
+    return training.abstract_state, batch, key
+
+
 def first_state(training: Training, key: Key, weights: Params) -> TrainState:
     """Makes the state before the first step, on the devices.
 
@@ -292,6 +325,7 @@ def first_state(training: Training, key: Key, weights: Params) -> TrainState:
 
 def make_data_source(config) -> sources.Source:
     """Opens config.data.source."""
+    check_type("data.path", config.data.path, str | None)
     return choose("data.source", config.data.source, SOURCES)(config.data.path)
 
 
@@ -299,6 +333,8 @@ def make_dataset(config, split: str) -> Dataset:
     """Opens, and if need be builds, the cached pixels of a split ("train" or "test")."""
     data = config.data
     check_positive("data.image_size", data.image_size)
+    check_type("data.cache_dir", data.cache_dir, str)
+    check_type("data.max_unreadable", data.max_unreadable, int)
     dataset = load_dataset(
         make_data_source(config),
         split,
@@ -327,6 +363,8 @@ def make_sampler(
         eta: noise of DDIM, in [0, 1]; no other sampler takes any.
     """
     step = choose("sample.sampler", sampler, SAMPLERS)
+    check_type("sample.eta", eta, float)
+    check_type("sample.steps", steps, int | None)
     if sampler == "ddim":
         if not 0 <= eta <= 1:
             raise ConfigError(f"eta is {eta}, expected a number in [0, 1]")
@@ -351,7 +389,16 @@ def make_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
+def check_ema_rates(rates: Any) -> None:
+    """Raises ConfigError unless config.ema.rates is numbers in [0, 1)."""
+    check_type("ema.rates", rates, tuple[float, ...])
+    for rate in rates:
+        if not 0 <= rate < 1:
+            raise ConfigError(f"config.ema.rates has {rate}, expected numbers in [0, 1)")
+
+
 def check_positive(name: str, value: int) -> None:
-    """Raises ConfigError unless a config number is at least 1."""
+    """Raises ConfigError unless a config number is an integer of at least 1."""
+    check_type(name, value, int)
     if value < 1:
         raise ConfigError(f"config.{name} is {value}, expected at least 1")

@@ -40,6 +40,7 @@ ROOMS = {
         "bench/__main__.py",
         "bench/data.py",
         "bench/sample.py",
+        "bench/topology.py",
         "bench/train.py",
         "commands/train.py",
         "commands/fine_tune.py",

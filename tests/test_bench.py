@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fooddiff.bench import data, measure, reference, sample, table, train
+from fooddiff.bench import data, measure, reference, sample, table, topology, train
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,3 +81,17 @@ def test_numbers_are_shown_and_written(tmp_path, capsys):
     written = json.loads((tmp_path / "numbers.json").read_text())
     assert written["numbers"]["images"] == {"median": 2.0, "low": 1.0, "high": 3.0, "unit": "images/s"}
     assert written["versions"]["jax"]
+
+
+def test_the_bytes_of_collectives_are_read_from_the_program():
+    text = """
+  %all-reduce.1 = (f32[64,3]{1,0}, bf16[8]{0}) all-reduce(%a, %b), channel_id=1, to_apply=%sum
+  %ag = f32[16]{0} all-gather-start(%c), dimensions={0}
+  %fusion = f32[1000]{0} fusion(%all-reduce.1), calls=%inner
+"""
+    assert topology.collective_bytes(text) == {"all-reduce": 64 * 3 * 4 + 8 * 2, "all-gather": 16 * 4}
+
+
+def test_a_topology_that_nobody_knows_is_named(config):
+    with pytest.raises(ValueError, match=r"--topology is 'v1:2x2', expected one of v5e"):
+        topology.run(config, "v1:2x2")

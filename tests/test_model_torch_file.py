@@ -4,6 +4,7 @@ import builtins
 import contextlib
 import io
 import pickle
+import resource
 import struct
 import zipfile
 from collections import OrderedDict
@@ -188,6 +189,54 @@ def test_a_pickle_cannot_alter_the_stand_ins(load, tmp_path):
     np.testing.assert_array_equal(load({"w": of(np.ones(2, np.float32))})["w"], 1)
 
 
+def shared_halves(depth):
+    """A pickle of nested tuples of which each holds the one before twice: small, and 2 ** depth when unfolded."""
+    pairs = (bytes([*b"q", i, *b"h", i]) + pickle.TUPLE2 for i in range(depth))
+    return b"\x80\x02" + pickle.EMPTY_TUPLE + b"".join(pairs)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"\x80\x02}" + shared_halves(60)[2:] + b"K\x01s.", "whose name is a tuple"),
+        (b"\x80\x02}X\x01\x00\x00\x00w" + shared_halves(60)[2:] + b"s.", "'w' is a tuple, expected a tensor"),
+        (b"\x80\x02c" + b"os\nsystem\n" + shared_halves(60)[2:] + b"R.", "which was not run"),
+        (b"\x80\x04" + shared_halves(60)[2:] * 2 + b"\x93.", "otherwise than by strings"),
+        (b"\x80\x02I1\n.", "instruction INT"),
+        (b"\x80\x02}", "is not whole"),
+        (b"\x80\x02r\xff\xff\xff\xff.", "is not whole"),
+    ],
+)
+def test_a_pickle_costs_no_more_than_its_length(tmp_path, program, message):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", program)
+    with pytest.raises(ValueError, match=message) as refusal:
+        load_state_dict(path)
+    assert len(str(refusal.value)) < 500
+
+
+def test_a_pickle_cannot_make_the_memo_fill_the_memory(tmp_path):
+    path = tmp_path / "memo.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}r\xff\xff\xff\x7f.")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**34, limits[1]))  # Python's own unpickler would want 2 ** 35 bytes
+    try:
+        assert load_state_dict(path) == {}
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol_is_read(protocol, tmp_path):
+    content = pickle.dumps(OrderedDict(), protocol)
+    path = tmp_path / "empty.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+    assert load_state_dict(path) == {}
+
+
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
     [
@@ -201,6 +250,8 @@ def test_a_pickle_cannot_alter_the_stand_ins(load, tmp_path):
         (0, (2**62, 2**62), (0, 0)),
         (0, (1000,), (0,)),
         (0, (2.0,), (1,)),
+        (0, (2**2000,) * 65, (1,) * 65),
+        (0, (((),),), (1,)),
     ],
 )
 def test_tensors_stay_inside_their_storage(load, offset, size, stride):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 def run(directory: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *FILES, "-vv", "--tb=short", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", *FILES, "-n0", "-vv", "--tb=short", "-p", "no:cacheprovider"],
         env=os.environ | {"FOODDIFF_GOLDEN_DIR": str(directory)},
         cwd=TESTS.parent,
         capture_output=True,

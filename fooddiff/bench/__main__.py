@@ -17,6 +17,7 @@ REFERENCE = flags.DEFINE_string("reference", None, "a checkout of openai/improve
 REFERENCE_PYTHON = flags.DEFINE_string(
     "reference_python", None, "the Python of an environment with torch, and with torch-fidelity for eval"
 )
+TOPOLOGY = flags.DEFINE_string("topology", None, "compile: for TPUs that are not here, as in v5e:2x2; needs libtpu")
 REPETITIONS = flags.DEFINE_integer("repetitions", 7, "rounds that count; numbers are their median, least and greatest")
 JSON = flags.DEFINE_string("json", None, "a file for the numbers")
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
 
 def _run(what: str) -> None:
     from fooddiff.bench import compile as startup
-    from fooddiff.bench import data, eval, sample, table, train
+    from fooddiff.bench import data, eval, sample, table, topology, train
     from fooddiff.bench.reference import Peer
 
     if CONFIG.value is None and what != "eval":
@@ -56,6 +57,8 @@ def _run(what: str) -> None:
             numbers = eval.run(repetitions=repetitions, peer=peer)
         case "data":
             numbers = data.run(CONFIG.value, repetitions=repetitions)
+        case "compile" if TOPOLOGY.value is not None:
+            numbers = topology.run(CONFIG.value, TOPOLOGY.value)
         case "compile":
             arguments = [argument for argument in sys.argv[1:] if argument.startswith("--config")]
             numbers = startup.run(arguments, repetitions=repetitions)

@@ -3,15 +3,12 @@
 import math
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from fooddiff import build
-from fooddiff.arrays import Batch
 from fooddiff.model.network import abstract_params
-from fooddiff.train.checkpoint import with_sharding
 from fooddiff.xla import jit
 
 
@@ -19,17 +16,10 @@ def run(config: ConfigDict) -> None:
     """Prints parameters, FLOPs per step, memory per device and the data plan of a config."""
     mesh = build.make_mesh()
     training = build.make_training(config, mesh)
-    model, state = training.model, training.abstract_state
-    key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
-    n = config.train.batch_size
-    batch = with_sharding(
-        Batch(jax.ShapeDtypeStruct((n, *model.image_shape), jnp.uint8), jax.ShapeDtypeStruct((n,), jnp.int32)),
-        training.over_data,
-    )
+    model, n = training.model, config.train.batch_size
     parameters = sum(math.prod(leaf.shape) for leaf in abstract_params(model.network).values())
-    compiled = (
-        jit(training.step, donate_argnums=0, out_shardings=training.replicated).lower(state, batch, key).compile()
-    )
+    step = jit(training.step, donate_argnums=0, out_shardings=training.replicated)
+    compiled = step.lower(*build.abstract_step_arguments(config, training)).compile()
     flops = compiled.cost_analysis()["flops"] * mesh.size
     memory = compiled.memory_analysis()
     data, train = config.data, config.train

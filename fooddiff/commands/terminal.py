@@ -68,4 +68,6 @@ def _fail(message: str) -> NoReturn:
 
 
 def _print_error(message: str) -> None:
+    # what a message quotes may come from anybody: no control character of it reaches the terminal
+    message = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
     Console(stderr=True).print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)

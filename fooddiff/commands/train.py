@@ -148,6 +148,7 @@ def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: 
 
     Its data must be the same, too; imported weights may be trained on any with their classes.
     """
+    workdirs.described(saved, workdir / "checkpoints")
     if changed := workdirs.differences(saved["config"], meta["config"]):
         raise workdirs.WorkdirError(f"the checkpoint in {workdir} is of another run: {', '.join(changed)} differ")
     if saved["data_sha256"] is None:

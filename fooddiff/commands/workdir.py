@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from fooddiff.build import DiffusionModel, make_diffusion_model
+from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model
 from fooddiff.data.lock import locked
+from fooddiff.data.sources.source import checked_class_names
 from fooddiff.model.network import abstract_params
 from fooddiff.train.checkpoint import Checkpoints, choose_step, with_sharding
 from fooddiff.train.record import write_atomically
@@ -144,13 +145,36 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = choose_step(checkpoints, step)
         meta = checkpoints.meta(step)
-        config = ConfigDict(meta["config"])
+        config, class_names, model = described(meta, workdir / "checkpoints" / str(step))
         rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
-        model = make_diffusion_model(config)
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         params = checkpoints.restore_weights(step, with_sharding(abstract_params(model.network), replicated), rate)
     name = "raw" if rate is None else f"ema_{rate}"
-    return TrainedModel(config, model, tuple(meta["class_names"]), params, step, name, meta)
+    return TrainedModel(config, model, class_names, params, step, name, meta)
+
+
+def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[str, ...], DiffusionModel]:
+    """Builds the model that a checkpoint's meta describes. The meta may come from anybody.
+
+    Args:
+        meta: with "config" and "class_names".
+        where: what to call it in messages.
+
+    Returns:
+        The config, the class names, which are safe to print and to make files of, and the model, without weights.
+
+    Raises:
+        WorkdirError: it describes no model of this program.
+    """
+    try:
+        config, class_names = ConfigDict(meta["config"]), checked_class_names(meta["class_names"], where)
+        check_ema_rates(config.ema.rates)
+        model = make_diffusion_model(config)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WorkdirError(f"{where} does not describe a model: {error}") from error
+    if model.num_classes not in (None, len(class_names)):
+        raise WorkdirError(f"{where} names {len(class_names)} classes, but its model has {model.num_classes}")
+    return config, class_names, model
 
 
 def ema_rate(weights: str, rates: Sequence[str]) -> str | None:

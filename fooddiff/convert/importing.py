@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from fooddiff import build
 from fooddiff.arrays import Params
 from fooddiff.commands import workdir as workdirs
-from fooddiff.data.sources.source import checked_class_names
+from fooddiff.data.sources.source import read_class_names
 from fooddiff.eval.files import sha256_of
 from fooddiff.model.openai import check_norm_groups, from_openai
 from fooddiff.model.torch_file import load_state_dict
@@ -59,23 +59,41 @@ def import_safetensors(file: Path, workdir: Path) -> None:
         ValueError: the workdir is not empty, or the file is not one of ours or is not whole.
     """
     _check_free(workdir)
+    config, class_names, params, exported = read_exported(file)
+    try:
+        training = build.make_training(config, build.make_mesh())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} has a config that describes no training: {error}") from error
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in training.abstract_state.params.items()}
+    if expected != {name: (value.shape, value.dtype) for name, value in params.items()}:
+        raise ValueError(f"{file} does not hold the tensors of the model that its own config describes")
+    _write_run(workdir, config, training, params, class_names, _origin(file) | exported)
+
+
+def read_exported(file: Path) -> tuple[ConfigDict, tuple[str, ...], dict[str, np.ndarray], dict[str, Any]]:
+    """Reads a file of `exporting.export`.
+
+    Returns:
+        The config, the class names, the tensors by name, and the "step" and "weights" that they are.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not one of ours or is not whole; whether its tensors fit its model is not checked.
+    """
     try:
         with safe_open(file, framework="numpy") as tensors:
             metadata = tensors.metadata()
             params = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (it is no mapping)
-        config = ConfigDict(json.loads(metadata["config"]))
-        names = checked_class_names(json.loads(metadata["class_names"]), file)
-        exported = {"step": int(metadata["step"]), "weights": metadata["weights"]}
-        training = build.make_training(config, build.make_mesh())
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        about = {name: json.loads(metadata[name]) for name in ("config", "class_names", "step")}
+        config, class_names, _ = workdirs.described(about, file)
+        exported = {"step": int(about["step"]), "weights": metadata["weights"]}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # safetensors raises many types on hostile bytes
         raise ValueError(
             f"{file} was not written by `python -m fooddiff.convert export`, or is not whole: {error}"
         ) from error
-    _check_count(names, config.model.num_classes, file)
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in training.abstract_state.params.items()}
-    if expected != {name: (value.shape, value.dtype) for name, value in params.items()}:
-        raise ValueError(f"{file} does not hold the tensors of the model that its own config describes")
-    _write_run(workdir, config, training, params, names, _origin(file) | exported)
+    return config, class_names, params, exported
 
 
 def _check_free(workdir: Path) -> None:
@@ -91,7 +109,7 @@ def _class_names(num_classes: int | None, path: Path | None) -> tuple[str, ...]:
     if path is None:
         log.info("no --class_names: the classes are called 0 to %d", num_classes - 1)
         return tuple(str(y) for y in range(num_classes))
-    names = checked_class_names(path.read_text(encoding="utf-8").splitlines(), path)
+    names = read_class_names(path)
     _check_count(names, num_classes, path)
     return names
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from fooddiff import build, processes
 from fooddiff.commands import evaluate as scorer
 from fooddiff.commands import likelihood
@@ -21,6 +19,7 @@ from fooddiff.commands.workdir import versions
 from fooddiff.data.sources import SPLITS
 from fooddiff.eval import inception, results
 from fooddiff.eval.evaluate import METRICS, Extractor, evaluate, make_extractor, stats_of, stats_provenance
+from fooddiff.eval.files import npz_names
 from fooddiff.eval.images import ImageSet, open_images
 from fooddiff.eval.stats import write_stats
 from fooddiff.eval.weights import BY_HAND, GENUINE_URLS, load_inception
@@ -148,11 +147,8 @@ def _open(spec: str, flags: argparse.Namespace) -> ImageSet:
 def _holds_stats(spec: str) -> bool:
     if not spec.endswith(".npz") or not Path(spec).is_file():
         return False
-    try:
-        with np.load(spec, allow_pickle=False) as file:
-            return "mu" in file and "arr_0" not in file
-    except Exception as error:
-        raise ValueError(f"{spec} cannot be read as an npz file: {error}") from error
+    names = npz_names(Path(spec))
+    return "mu" in names and "arr_0" not in names
 
 
 def _parser() -> argparse.ArgumentParser:

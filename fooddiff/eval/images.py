@@ -5,6 +5,7 @@ does not grow with the number of images.
 """
 
 import hashlib
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +19,11 @@ import numpy as np
 
 from fooddiff.arrays import Pixels
 from fooddiff.data.cache import load_dataset
+from fooddiff.data.preprocess import to_rgb
 from fooddiff.data.sources import SPLITS, Source
-from fooddiff.data.sources.source import read_image
+from fooddiff.data.sources.source import MAX_PIXELS, read_image, some
 from fooddiff.eval.extract import Images
-from fooddiff.eval.files import sha256_of
+from fooddiff.eval.files import npz_names, read_npz, sha256_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -93,29 +95,27 @@ class NpzImages:
             ValueError: there is no such array, or it is not uint8 [n, h, w, 3].
         """
         self.path = path
-        with self._opened() as file:
-            version = np.lib.format.read_magic(file)
-            read_header = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(version)
-            if read_header is None:
-                raise ValueError(f"{path}: arr_0 has the npy version {version}; expected 1.0 or 2.0")
+        with self._opened() as (file, size):
+            first = np.lib.format.read_magic(file) == (1, 0)
+            read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
             self.shape, fortran_order, dtype = read_header(file)
             self.start = file.tell()
         if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or fortran_order or min(self.shape) < 1:
             raise ValueError(
                 f"{path}: arr_0 is {dtype} {list(self.shape)}; images are uint8 [n >= 1, h, w, 3] in C order"
             )
+        if math.prod(self.shape[1:3]) > MAX_PIXELS:
+            raise ValueError(f"{path}: images of {self.shape[2]} x {self.shape[1]} are more than {MAX_PIXELS:,} pixels")
+        if size != self.start + math.prod(self.shape):
+            raise ValueError(f"{path}: arr_0 claims {self.shape[0]:,} images, but has {size:,} bytes; it is damaged")
 
     @contextmanager
-    def _opened(self) -> Iterator[IO[bytes]]:
+    def _opened(self) -> Iterator[tuple[IO[bytes], int]]:
+        """The array's file and its size in bytes."""
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
-                yield file
-        except (ValueError, OSError):
-            raise
-        except Exception as error:  # damaged zip files make the zip and zlib modules raise many types
+                yield file, archive.getinfo("arr_0.npy").file_size
+        except Exception as error:  # damaged zip files make the zip, zlib and NumPy modules raise many types
             raise ValueError(f"{self.path} is damaged: arr_0 cannot be read ({error})") from error
 
     def __len__(self) -> int:
@@ -130,7 +130,7 @@ class NpzImages:
         """
         start, stop, _ = rows.indices(len(self))
         size = int(np.prod(self.shape[1:]))
-        with self._opened() as file:
+        with self._opened() as (file, _):
             file.seek(self.start + start * size)
             content = file.read((stop - start) * size)
         if len(content) != (stop - start) * size:
@@ -200,17 +200,12 @@ def _open_folder(path: Path) -> ImageSet:
 
 
 def _open_npz(path: Path) -> ImageSet:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = list(file)
-            labels = file["arr_1"] if "arr_1" in names else None
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as an npz file: {error}") from error
+    names = npz_names(path)
     if "arr_0" not in names:
-        raise ValueError(
-            f"{path} holds {', '.join(names) or 'nothing'}; images are the array arr_0, uint8 [n, h, w, 3]"
-        )
+        shown = some([ascii(name) for name in names]) or "nothing"
+        raise ValueError(f"{path} holds {shown}; images are the array arr_0, uint8 [n, h, w, 3]")
     pixels = NpzImages(path)
+    labels = read_npz(path, ["arr_1"]).get("arr_1")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(pixels),)):
         raise ValueError(f"{path}: arr_1 is {labels.dtype} {list(labels.shape)}; labels are integers [{len(pixels)}]")
     identity = {"kind": "npz", "path": str(path), "sha256": sha256_of(path)}
@@ -218,11 +213,7 @@ def _open_npz(path: Path) -> ImageSet:
 
 
 def _decode(file: Path) -> np.ndarray:
-    """RGB as it is stored: alpha dropped, EXIF orientation ignored, like the data sources do."""
     try:
-        image = read_image(file)
+        return np.array(to_rgb(read_image(file)))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is unreadable: {error}") from error
-    if image.mode[0] in "IF":
-        raise ValueError(f"{file} has more than 8 bits per channel (mode {image.mode})")
-    return np.array(image.convert("RGB"))

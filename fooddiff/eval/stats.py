@@ -5,7 +5,6 @@ Owns the float64 arithmetic on the host and the `mu, sigma` npz format. Knows ne
 
 import functools
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fooddiff.arrays import Array, Float, Pixels
-from fooddiff.eval.files import atomic_path
+from fooddiff.eval.files import atomic_path, read_npz
 
 
 class Stats(NamedTuple):
@@ -160,25 +159,43 @@ def read_stats(path: str | os.PathLike) -> tuple[Stats, dict | None]:
     Raises:
         ValueError: the file is not such an npz, or its arrays cannot be a mean and a covariance.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("mu", "sigma", "n", "provenance") if name in file}
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as an npz of statistics: {error}") from error
+    arrays = read_npz(Path(path), ("mu", "sigma", "n", "provenance"))
     if not {"mu", "sigma"} <= set(arrays):
         raise ValueError(f"{path} holds no `mu` and `sigma` arrays; statistics are an npz with both")
-    mean, cov = (np.asarray(arrays[name]) for name in ("mu", "sigma"))
-    if mean.ndim != 1 or cov.shape != (mean.size, mean.size) or {mean.dtype.kind, cov.dtype.kind} != {"f"}:
+    mean, cov = arrays["mu"], arrays["sigma"]
+    if (
+        mean.ndim != 1
+        or not mean.size
+        or cov.shape != (mean.size, mean.size)
+        or {mean.dtype.kind, cov.dtype.kind} != {"f"}
+    ):
         raise ValueError(
             f"{path}: mu {mean.dtype}{list(mean.shape)} and sigma {cov.dtype}{list(cov.shape)} are not "
-            "a mean [d] and a covariance [d, d] of floats"
+            "a mean [d] and a covariance [d, d] of floats, d >= 1"
         )
     mean, cov = mean.astype(np.float64), cov.astype(np.float64)
-    scale = np.abs(cov).max(initial=0.0)
-    if not (np.isfinite(mean).all() and math.isfinite(scale) and np.abs(cov - cov.T).max() <= 1e-5 * scale):
-        raise ValueError(f"{path}: mu and sigma are not a finite mean and a symmetric covariance")
-    n = int(arrays["n"]) if "n" in arrays else None
-    provenance = json.loads(str(arrays["provenance"])) if "provenance" in arrays else None
-    return Stats(n, mean, (cov + cov.T) / 2), provenance
+    if not np.isfinite(mean).all() or not np.isfinite(cov).all():
+        raise ValueError(f"{path}: mu or sigma is not finite")
+    if np.abs(cov - cov.T).max() > 1e-5 * np.abs(cov).max() or np.diag(cov).min() < 0:
+        raise ValueError(f"{path}: sigma is not a covariance: expected a symmetric matrix without negative variances")
+    return Stats(_count(arrays.get("n"), path), mean, (cov + cov.T) / 2), _provenance(arrays.get("provenance"), path)
+
+
+def _count(n: np.ndarray | None, path: str | os.PathLike) -> int | None:
+    if n is None:
+        return None
+    if n.shape or n.dtype.kind not in "iu" or n < 2:
+        raise ValueError(f"{path}: n is not a number of images, expected an integer >= 2")
+    return int(n)
+
+
+def _provenance(text: np.ndarray | None, path: str | os.PathLike) -> dict | None:
+    if text is None:
+        return None
+    try:
+        provenance = json.loads(str(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: provenance is not JSON: {error}") from error
+    if not isinstance(provenance, dict):
+        raise ValueError(f"{path}: provenance is not a JSON object")
+    return provenance

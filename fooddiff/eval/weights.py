@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from fooddiff.data.lock import locked
 from fooddiff.eval import inception
-from fooddiff.eval.files import atomic_path, sha256_of
+from fooddiff.eval.files import atomic_path, read_npz, sha256_of
 from fooddiff.model.torch_file import load_state_dict
 
 GENUINE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -132,14 +132,13 @@ def _read(path: Path, required: Mapping[str, tuple[int, ...]]) -> dict[str, np.n
     """Those of the required parameters that the file has."""
     if path.suffix in _TORCH_SUFFIXES:
         return {name: value for name, value in load_state_dict(path).items() if name in required}
+    if path.suffix == ".npz":
+        return read_npz(path, required)
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in required if name in file}
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in set(file.keys()) & set(required)}
     except Exception as error:
-        raise ValueError(f"{path} is damaged or not what its suffix says: {error}") from error
+        raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
 
 
 def _check(arrays: Mapping[str, np.ndarray], required: Mapping[str, tuple[int, ...]], path: Path) -> None:

@@ -20,10 +20,10 @@ from fooddiff.data.sources.source import (
     SPLITS,
     Source,
     Split,
-    checked_class_names,
     checked_name,
     fingerprint,
     open_image,
+    parse_class_names,
     read_image,
     required_path,
     some,
@@ -153,11 +153,10 @@ def _parse_meta(where: Path, files: dict[str, bytes]) -> _Meta:
     if large:
         raise ValueError(f"{where}: {', '.join(large)} of food-101/meta has more than {MAX_FILE_BYTES:,} bytes")
     try:
-        texts = {name: content.decode() for name, content in files.items()}
-        listed = {split: json.loads(texts[f"{split}.json"]) for split in SPLITS}
+        listed = {split: json.loads(files[f"{split}.json"].decode()) for split in SPLITS}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: a file of food-101/meta is not the text or JSON it should be: {error}") from error
-    class_names = checked_class_names(texts["classes.txt"].splitlines(), where)
+        raise ValueError(f"{where}: a file of food-101/meta is not the JSON it should be: {error}") from error
+    class_names = parse_class_names(files["classes.txt"], where)
     return _Meta(class_names, {split: _parse_ids(where, split, listed[split], class_names) for split in SPLITS})
 
 

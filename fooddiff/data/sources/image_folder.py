@@ -11,6 +11,7 @@ from fooddiff.data.sources.source import (
     checked_class_names,
     checked_name,
     fingerprint,
+    read_class_names,
     read_image,
     required_path,
     some,
@@ -75,7 +76,7 @@ def _class_names(root: Path, present: list[Path]) -> tuple[str, ...]:
     order = root / "classes.txt"
     if not order.is_file():
         return checked_class_names(sorted(found), root)
-    names = checked_class_names(order.read_text().splitlines(), order)
+    names = read_class_names(order)
     unknown = sorted(ascii(name) for name in found - set(names))
     if unknown:
         raise ValueError(f"{root} has classes that {order} lacks: {some(unknown)}")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 SPLITS = ("train", "test")
 
 MAX_FILE_BYTES = 32 * 2**20  # per encoded image; a photograph of Food-101 has about 50 kB
+MAX_NAME_BYTES = 200  # of a class or image name in UTF-8; file systems take 255, and names get suffixes
 MAX_PIXELS = 50_000_000  # per image; checked before decoding, so that a small file cannot fill the memory
 FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -71,28 +73,56 @@ def checked_name(name: str, what: str) -> str:
     """Returns a class or image name that is safe to print and to use in a path.
 
     Raises:
-        ValueError: the name is empty, a path, or has characters that a terminal does not print as they are.
+        ValueError: the name is empty, a path, too long for a file's, or has characters that a terminal does not print
+            as they are.
     """
     if not name.isprintable() or name != name.strip() or name in ("", ".", "..") or set(name) & set("/\\"):
         raise ValueError(
             f"{what} {name[:100]!a} is not allowed: expected printable characters, no path, no space at the ends"
         )
-    if len(name) > 200:
-        raise ValueError(f"{what} {name[:100]!a}... is not allowed: it has {len(name)} characters, expected <= 200")
+    if (size := len(name.encode())) > MAX_NAME_BYTES:
+        raise ValueError(
+            f"{what} {name[:100]!a}... is not allowed: it has {size:,} bytes, expected at most {MAX_NAME_BYTES}"
+        )
     return name
 
 
 def checked_class_names(names: Iterable[str], where: Path) -> tuple[str, ...]:
     """Returns class names that are safe, distinct and at least one.
 
+    Two spellings of one name in Unicode are not distinct: they print alike, and some file systems take them for one.
+
     Raises:
         ValueError: they are not.
     """
     names = tuple(checked_name(name, f"{where}: class name") for name in names)
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    spelt_alike = Counter(unicodedata.normalize("NFC", name) for name in names)
+    twice = sorted(name for name, count in spelt_alike.items() if count > 1)
     if not names or twice:
         raise ValueError(f"{where}: expected distinct class names, got {f'{some(twice)} twice' if names else 'none'}")
     return names
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Reads a text file with one class name per line, in UTF-8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not such a file, or the names are not safe, distinct and at least one.
+    """
+    with open(path, "rb") as file:
+        return parse_class_names(file.read(MAX_FILE_BYTES + 1), path)
+
+
+def parse_class_names(content: bytes, where: Path) -> tuple[str, ...]:
+    """Reads the class names from the content of a file, see `read_class_names`."""
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"{where}: the list of class names has more than {MAX_FILE_BYTES:,} bytes")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: the list of class names is not text in UTF-8: {error}") from error
+    return checked_class_names(text.splitlines(), where)
 
 
 def required_path(path: str | os.PathLike | None, source: str, expected: str) -> Path:
