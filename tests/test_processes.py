@@ -198,7 +198,7 @@ def test_when_a_process_is_killed_the_other_ends_with_a_message(workspace):
             time.sleep(0.2)
         running[1].popen.kill()
         status, printed = running[0].end()
-    # Amid a save it waits for the other in Orbax, until JAX's coordinator misses a heartbeat and ends it in its own words.
+    # Amid a save it waits for the other in Orbax, until JAX's coordinator misses a heartbeat and ends it in its words.
     assert status in (1, -signal.SIGABRT)
     assert "process 0 of 2 cannot reach the others" in printed or "another task died" in printed
     with Checkpoints(run, read_only=True) as checkpoints:
