@@ -125,6 +125,8 @@ class Checkpoints:
                 ),
                 metrics=None if score is None or not np.isfinite(score) else {"score": score},
             )
+        except jax.errors.JaxRuntimeError:  # of the devices, not of the disk: another process may be gone
+            raise
         except Exception as error:  # Orbax raises whatever its storage layers do
             raise self._save_error(error) from error
         if not started:
