@@ -12,6 +12,7 @@ steps): such a norm takes away the mean colour. The full 20,000 steps and the ms
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
 
 from configs import hybrid, mse
 
@@ -25,6 +26,7 @@ def get_config(objective: str = "hybrid") -> ConfigDict:
     reports = {"hybrid": hybrid, "mse": mse}
     if objective not in reports:
         raise ValueError(f"food101_tiny takes the objective {' or '.join(reports)}, got {objective!r}")
+    steps = FieldReference(20_000)
     config = reports[objective].get_config()
     config.data.image_size = 32
     config.data.flip = True
@@ -35,9 +37,10 @@ def get_config(objective: str = "hybrid") -> ConfigDict:
     config.model.attention_resolutions = (8,)
     config.optimizer.lr = 1e-3
     config.optimizer.warmup_steps = 200
+    config.optimizer.anneal_steps = steps
     config.optimizer.clip_norm = 1.0
     config.ema.rates = (0.999,)
-    config.train.steps = 20_000
+    config.train.steps = steps
     config.train.batch_size = 32
     config.train.checkpoint_every = 1000
     config.eval.every_steps = 1000

@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.warmup_steps = 0
+    config.optimizer.anneal_steps = placeholder(int)  # the rate falls linearly to zero at this step; None: it stays
     config.optimizer.clip_norm = placeholder(float)  # global gradient norm
 
     config.ema = ConfigDict()

@@ -223,7 +223,9 @@ def make_optimizer(config) -> optax.GradientTransformation:
     return construct(_adam, "optimizer", config.optimizer)
 
 
-def _adam(*, lr: float, b1: float, b2: float, warmup_steps: int, clip_norm: float | None):
+def _adam(
+    *, lr: float, b1: float, b2: float, warmup_steps: int, anneal_steps: int | None, clip_norm: float | None
+):
     if lr <= 0:
         raise ConfigError(f"config.optimizer.lr is {lr}, expected a positive learning rate")
     for name, beta in (("b1", b1), ("b2", b2)):
@@ -231,11 +233,15 @@ def _adam(*, lr: float, b1: float, b2: float, warmup_steps: int, clip_norm: floa
             raise ConfigError(f"config.optimizer.{name} is {beta}, expected a number in [0, 1)")
     if warmup_steps < 0:
         raise ConfigError(f"config.optimizer.warmup_steps is {warmup_steps}, expected 0 or more")
+    if anneal_steps is not None:
+        check_positive("optimizer.anneal_steps", anneal_steps)
     if clip_norm is not None and clip_norm <= 0:
         raise ConfigError(f"config.optimizer.clip_norm is {clip_norm}, expected a positive norm or None")
 
     def learning_rate(count):
-        return lr * jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
+        warmed = jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
+        left = 1.0 if anneal_steps is None else jnp.maximum(0.0, 1 - count / anneal_steps)
+        return lr * warmed * left
 
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, optax.adam(learning_rate, b1=b1, b2=b2))

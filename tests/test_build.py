@@ -31,6 +31,7 @@ def build_all(config):
         ("optimizer__lr", -1.0, "lr is -1.0, expected a positive"),
         ("optimizer__b1", 1.0, "b1 is 1.0"),
         ("optimizer__warmup_steps", -1, "warmup_steps is -1"),
+        ("optimizer__anneal_steps", 0, "config.optimizer.anneal_steps is 0, expected at least 1"),
         ("optimizer__clip_norm", 0.0, "clip_norm is 0.0"),
         ("ema__rates", (1.0,), r"config.ema.rates has 1.0"),
         ("train__steps", 0, "config.train.steps is 0, expected at least 1"),

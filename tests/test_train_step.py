@@ -124,7 +124,7 @@ def test_ema_follows_its_rate_and_warm_up(warmup):
 
 
 def adam(**changes):
-    settings = dict(lr=1e-2, b1=0.9, b2=0.999, warmup_steps=0, clip_norm=None) | changes
+    settings = dict(lr=1e-2, b1=0.9, b2=0.999, warmup_steps=0, anneal_steps=None, clip_norm=None) | changes
     return build._adam(**settings)
 
 
@@ -137,6 +137,17 @@ def test_learning_rate_warms_up_linearly():
     full = read_metrics(Toy(adam()).advance(0))[0]["train/update_norm"]
     np.testing.assert_allclose(norms[0], full / 4, rtol=1e-4)
     assert norms[0] < norms[1] < norms[2] < norms[3]
+
+
+def test_learning_rate_falls_linearly_to_zero_and_stays_there():
+    norms = []
+    toy = Toy(adam(anneal_steps=4))
+    for _ in range(6):
+        values, toy.state = read_metrics(toy.advance(0))
+        norms.append(values["train/update_norm"])
+    full = read_metrics(Toy(adam()).advance(0))[0]["train/update_norm"]
+    np.testing.assert_allclose(norms[0], full, rtol=1e-4)
+    assert norms[0] > norms[1] > norms[2] > norms[3] > norms[4] == norms[5] == 0
 
 
 def test_clipping_bounds_what_adam_sees():
