@@ -223,9 +223,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
     return construct(_adam, "optimizer", config.optimizer)
 
 
-def _adam(
-    *, lr: float, b1: float, b2: float, warmup_steps: int, anneal_steps: int | None, clip_norm: float | None
-):
+def _adam(*, lr: float, b1: float, b2: float, warmup_steps: int, anneal_steps: int | None, clip_norm: float | None):
     if lr <= 0:
         raise ConfigError(f"config.optimizer.lr is {lr}, expected a positive learning rate")
     for name, beta in (("b1", b1), ("b2", b2)):
