@@ -26,6 +26,17 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 @contextmanager
+def plain_errors() -> Iterator[None]:
+    """Ends an expected error with a message and status 1: for commands that need no device and no log."""
+    try:
+        yield
+    except EXPECTED as error:
+        if os.environ.get("FOODDIFF_TRACEBACK"):
+            raise
+        _fail(str(error))
+
+
+@contextmanager
 def session(*, distributed: bool) -> Iterator[None]:
     """Shows this project's log lines above progress bars, and ends an expected error with a message and status 1.
 

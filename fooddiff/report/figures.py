@@ -1,0 +1,223 @@
+"""Figures of runs, drawn with Matplotlib: the same drawing serves the page (SVG) and documents (SVG and PNG).
+
+Colour tells settings apart, line style the seeds; both palettes hold on a light and on a dark page and for colour-blind
+readers.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from fooddiff.eval.files import atomic_path
+from fooddiff.report.curves import smooth, thin
+from fooddiff.report.runs import Conditions, Distance, Floor, Run
+
+COLOURS = ("#2f7fc1", "#d9730d", "#1a9e6c", "#b2559b", "#9a8500", "#7a6ff0")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
+MARKERS = ("o", "s", "^", "D")
+INK = "#3a3f47"  # of axes and text; the page replaces it by its own
+GRID = "#8a909a"
+SIZE = (4.2, 3.3)  # inches
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.handlelength": 2.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.hashsalt": "fooddiff",  # the same data give the same file
+}
+SCALES = ("log", "linear")
+
+
+class Style(NamedTuple):
+    """How a run is drawn everywhere."""
+
+    colour: str
+    dash: str | tuple
+    marker: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, what a reader who cannot see it is told, and the titles of its points.
+
+    Attributes:
+        name: of its files.
+        figure: the figure.
+        alt: its content in words.
+        titles: for each group of markers, by its id in the SVG, the provenance of every marker.
+    """
+
+    name: str
+    figure: Figure
+    alt: str
+    titles: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def styles(runs: Sequence[Run]) -> dict[str, Style]:
+    """A style for each run: runs that differ by their seed alone share a colour."""
+    groups: dict[str, int] = {}
+    members: dict[str, int] = {}
+    found = {}
+    for run in runs:
+        settings = json.dumps({name: value for name, value in run.config.items() if name != "seed"}, sort_keys=True)
+        group = groups.setdefault(settings, len(groups))
+        member = members[settings] = members.get(settings, -1) + 1
+        found[run.name] = Style(
+            COLOURS[group % len(COLOURS)], DASHES[member % len(DASHES)], MARKERS[member % len(MARKERS)]
+        )
+    return found
+
+
+def loss(runs: Sequence[Run], *, scale: str) -> Drawing | None:
+    """The training loss over steps, as recorded and smoothed; None if no run has one."""
+
+    def draw(axes: Axes) -> bool:
+        return _curves(axes, runs, "train/loss")
+
+    last = [
+        f"{run.name} ends at {smooth(curve).values[-1]:.3g}"
+        for run in runs
+        if len((curve := run.curve("train/loss")).steps)
+    ]
+    return _figure(f"loss_{scale}", draw, "training loss", scale, f"Training loss over steps: {'; '.join(last)}.")
+
+
+def quarter(runs: Sequence[Run], number: int, *, scale: str) -> Drawing | None:
+    """The training loss of the timesteps in one quarter of t, 1 (least noise) to 4; None if no run has one."""
+
+    def draw(axes: Axes) -> bool:
+        return _curves(axes, runs, f"train/loss_q{number}")
+
+    label = f"loss, quarter {number} of t"
+    return _figure(f"loss_q{number}_{scale}", draw, label, scale, f"Training {label}, over steps.")
+
+
+def distance(
+    runs: Sequence[Run], conditions: Conditions, weights: str, floors: Sequence[Floor], *, name: str, scale: str
+) -> Drawing | None:
+    """A distance over steps for one kind of weights, with error bars, floors and the best step of each run.
+
+    Args:
+        runs: runs; those without such a distance are left out.
+        conditions: which distances.
+        weights: "raw" or "ema_<rate>".
+        floors: those that belong to the conditions.
+        name: of the drawing's files.
+        scale: "log" or "linear".
+
+    Returns:
+        The drawing; None if no run has such a distance.
+    """
+    titles, told = {}, []
+    look = styles(runs)
+
+    def draw(axes: Axes) -> bool:
+        for index, run in enumerate(runs):
+            points = select(run, conditions, weights)
+            if not points:
+                continue
+            colour, dash, marker = look[run.name]
+            steps, values = [p.step for p in points], [p.value for p in points]
+            bars = [p.error or 0.0 for p in points]
+            axes.errorbar(steps, values, bars, fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7)
+            axes.plot(
+                steps, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=run.name,
+                gid=f"points-{index}",
+            )  # fmt: skip
+            best = min(points, key=lambda p: p.value)
+            axes.plot(best.step, best.value, marker, markersize=10, markerfacecolor="none", markeredgecolor=colour)
+            titles[f"points-{index}"] = [provenance(run, p) for p in points]
+            told.append(f"{run.name} is best at step {best.step:,} with {best.value:.3g}")
+        for floor in floors:
+            axes.axhline(floor.value, color=INK, linewidth=1, linestyle=":", label=f"real images, n = {floor.n:,}")
+        return bool(titles)
+
+    label = f"{conditions.metric.split('[')[0]}, {weights} weights"
+    drawing = _figure(name, draw, label, scale, "")
+    if drawing is None:
+        return None
+    return Drawing(name, drawing.figure, f"{conditions}, {weights} weights, over steps: {'; '.join(told)}.", titles)
+
+
+def select(run: Run, conditions: Conditions, weights: str) -> list[Distance]:
+    """A run's distances under some conditions, for some weights, by step."""
+    found = [d for d in run.distances if d.conditions == conditions and d.weights == weights]
+    return sorted(found, key=lambda d: d.step)
+
+
+def provenance(run: Run, distance: Distance) -> str:
+    """Where a number comes from, in a line."""
+    error = "" if distance.error is None else f" ± {distance.error:.2g}"
+    return (
+        f"{run.name}, step {distance.step:,}, {distance.weights}: {distance.value:.4g}{error}\n{distance.conditions}, "
+        f"seed {distance.seed}\n{distance.path.name}"
+    )
+
+
+def save(drawing: Drawing, folder: Path) -> list[Path]:
+    """Writes a drawing as SVG and PNG on white, which stays legible on a dark page."""
+    paths = []
+    with mpl.rc_context(STYLE):
+        for suffix, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
+            path = folder / f"{drawing.name}.{suffix}"
+            with atomic_path(path) as temporary:
+                drawing.figure.savefig(temporary, format=suffix, facecolor="white", **options)
+            paths.append(path)
+    return paths
+
+
+def _figure(name: str, draw: Callable[[Axes], bool], label: str, scale: str, alt: str) -> Drawing | None:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        if not draw(axes):
+            return None
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.set_yscale(scale)
+        if scale == "log":
+            _plain_ticks(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        columns = 1 if max(len(text) for text in axes.get_legend_handles_labels()[1]) > 22 else 2
+        figure.legend(loc="outside lower center", ncols=columns)
+    return Drawing(name, figure, alt)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Labels a logarithmic axis 0.1, 0.2, 0.5 and not in powers of ten, more densely if it spans little."""
+    low, high = axes.get_ylim()
+    labelled = (1, 2, 5) if high / low > 10 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    axes.yaxis.set_major_locator(LogLocator(subs=labelled))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _curves(axes: Axes, runs: Sequence[Run], name: str) -> bool:
+    drawn = False
+    for run, style in zip(runs, styles(runs).values(), strict=True):
+        curve = run.curve(name)
+        if not len(curve.steps):
+            continue
+        axes.plot(*thin(curve), color=style.colour, linewidth=0.8, alpha=0.45, gid="raw")
+        axes.plot(*thin(smooth(curve)), color=style.colour, linestyle=style.dash, label=run.name, gid="smooth")
+        drawn = True
+    return drawn

@@ -1,0 +1,224 @@
+"""What a workdir's files say about a run: settings, curves, distances, grids. Reads, and computes nothing."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fooddiff.train.record import read_scalars
+
+GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+)\.png")  # what a training writes; other pictures are the user's
+
+
+class ReportError(ValueError):
+    """A file that a report cannot be made of; the message names it."""
+
+
+class Curve(NamedTuple):
+    """A number over steps; both have one axis and equal length."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What two distances must have in common to be compared."""
+
+    metric: str
+    n: int
+    resize: str
+    reference: str
+    reference_sha256: str
+    sampler: str
+
+    def __str__(self) -> str:
+        return f"{self.metric}, n = {self.n:,}, {self.sampler}, {self.resize} resize, against {self.reference}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """One number of one evaluation, with where it comes from."""
+
+    conditions: Conditions
+    step: int
+    weights: str  # "raw" or "ema_<rate>"
+    value: float
+    error: float | None  # one standard deviation
+    bias: float | None
+    seed: int  # of the samples
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """A distance between real images and the reference: what a perfect model would reach with as many samples."""
+
+    metric: str
+    n: int
+    resize: str
+    reference_sha256: str
+    value: float
+    samples: str
+    path: Path
+
+    def belongs_to(self, conditions: Conditions) -> bool:
+        """Whether it was measured as those distances were, but for n."""
+        return (self.metric, self.resize, self.reference_sha256) == (
+            conditions.metric,
+            conditions.resize,
+            conditions.reference_sha256,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as its workdir tells it."""
+
+    name: str
+    workdir: Path
+    config: Mapping[str, Any]  # dotted names
+    versions: Mapping[str, str]
+    records: Sequence[Mapping[str, float | None]]  # of metrics.jsonl
+    distances: Sequence[Distance]
+    grids: Mapping[str, Mapping[int, Path]]  # by weights and step
+
+    def curve(self, name: str) -> Curve:
+        """A column of metrics.jsonl; numbers that were not finite are left out."""
+        pairs = [(record["step"], record[name]) for record in self.records if record.get(name) is not None]
+        return Curve(*np.array(sorted(pairs), np.float64).reshape(-1, 2).T)
+
+    @cached_property
+    def steps(self) -> int:
+        """The last step that was recorded; 0 if none was."""
+        return max((record["step"] for record in self.records), default=0)
+
+
+def read_run(workdir: Path, name: str) -> Run:
+    """Reads a workdir.
+
+    Args:
+        workdir: a directory that run_train.py has written; evaluations and grids may be missing.
+        name: what the report calls it.
+
+    Raises:
+        ReportError: the directory holds no run, or a file of it is damaged.
+    """
+    if not (workdir / "config.json").is_file():
+        raise ReportError(f"no run in {workdir}: expected a directory that run_train.py has written")
+    versions = workdir / "versions.json"
+    try:
+        records = read_scalars(workdir)
+    except (ValueError, OSError) as error:
+        raise ReportError(str(error)) from error
+    distances = [d for path in sorted((workdir / "eval").glob("*.json")) for d in read_distances(path)]
+    return Run(
+        name=name,
+        workdir=workdir,
+        config=flatten(_read_json(workdir / "config.json")),
+        versions=_read_json(versions) if versions.is_file() else {},
+        records=records,
+        distances=sorted(distances, key=lambda d: (str(d.conditions), d.weights, d.step)),
+        grids=_find_grids(workdir / "samples"),
+    )
+
+
+def read_distances(path: Path) -> list[Distance]:
+    """Reads the numbers of one record of `fooddiff.eval` about a model; another kind of record has none.
+
+    Raises:
+        ReportError: the file is damaged.
+    """
+    record = _read_json(path)
+    try:
+        if "step" not in record.get("samples", {}).get("made_by", {}):
+            return []  # bits/dim, or images that no model made
+        made_by, reference = record["samples"]["made_by"], record["reference"]
+        sampler = f"{made_by['sampler']} {made_by['sampling_steps']} steps"
+        sampler += f" eta {made_by['eta']}" if made_by["eta"] else ""
+        return [
+            Distance(
+                conditions=Conditions(
+                    metric=str(result["metric"]),
+                    n=int(result["n"]),
+                    resize=str(record["resize"]),
+                    reference=str(reference["name"]),
+                    reference_sha256=str(reference["identity"]["sha256"]),
+                    sampler=sampler,
+                ),
+                step=int(made_by["step"]),
+                weights=str(made_by["weights"]),
+                value=float(result["value"]),
+                error=_optional(result["error"]),
+                bias=_optional(result["bias"]),
+                seed=int(made_by["seed"]),
+                path=path,
+            )
+            for result in record["results"]
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ReportError(f"{path} is not a record of an evaluation: {error!r}") from error
+
+
+def read_floors(path: Path) -> list[Floor]:
+    """Reads the numbers of a record of `python -m fooddiff.eval images REAL REFERENCE`.
+
+    Raises:
+        ReportError: the file is not such a record.
+    """
+    record = _read_json(path)
+    try:
+        made_by = record["samples"]["made_by"]
+        floors = [
+            Floor(
+                metric=str(result["metric"]),
+                n=int(result["n"]),
+                resize=str(record["resize"]),
+                reference_sha256=str(record["reference"]["identity"]["sha256"]),
+                value=float(result["value"]),
+                samples=str(record["samples"]["name"]),
+                path=path,
+            )
+            for result in record["results"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ReportError(f"{path} is not a record of an evaluation: {error!r}") from error
+    if made_by:
+        raise ReportError(f"{path} is about images that a model made: expected real images against the reference")
+    return floors
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections to dotted names."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+        error = "it holds no JSON object"
+    except (OSError, ValueError, RecursionError) as reason:
+        error = reason
+    raise ReportError(f"{path} cannot be read: {error}")
+
+
+def _optional(number: float | None) -> float | None:
+    return None if number is None else float(number)
+
+
+def _find_grids(folder: Path) -> dict[str, dict[int, Path]]:
+    grids = {}
+    for path in sorted(folder.glob("*.png")):
+        if match := GRID_NAME.fullmatch(path.name):
+            grids.setdefault(match[2], {})[int(match[1])] = path
+    return grids
