@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
     config.train.steps = 90_000
     config.train.batch_size = 64  # images per step over all devices
     config.train.accumulate = 1  # microbatches per step
+    config.train.shard = "nothing"  # of the state among devices; or averages (ema and Adam's), or all
     config.train.checkpoint_every = 15_000  # steps
     config.train.keep_checkpoints = placeholder(int)  # the newest so many; None keeps all
     config.train.keep_best = 0  # besides, so many with the lowest distance: config.eval's first weights and feature

@@ -5,7 +5,7 @@ A config section is the keyword arguments of one constructor, so a misspelt fiel
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import UnionType
@@ -47,6 +47,7 @@ SAMPLERS = {
     "dpmpp_2m": samplers.dpmpp_2m_step,
 }
 RESIZE = {"tf1": resize.tf1, "half_pixel": resize.half_pixel, "clean_bicubic": resize.clean_bicubic}
+SHARDED = {"nothing": (), "averages": ("ema", "opt_state"), "all": ("ema", "opt_state", "params")}  # parts of the state
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SOURCES = {
     "food101": sources.food101,
@@ -253,7 +254,8 @@ class Training(NamedTuple):
     step: StepFn
     diagnose: Callable[[TrainState, Batch, Key], Mapping[str, Any]]  # see `make_diagnosis`
     abstract_state: TrainState  # shapes, dtypes and shardings
-    replicated: jax.sharding.NamedSharding  # of the state
+    state_sharding: TrainState  # the shardings alone
+    replicated: jax.sharding.NamedSharding  # of keys, and of what a user looks at
     over_data: jax.sharding.NamedSharding  # of a batch
 
 
@@ -287,15 +289,40 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     def init(key: Key) -> TrainState:
         return init_state(key, model.network, optimizer, objective, ema.rates)
 
+    abstract_state = jax.eval_shape(init, jax.random.key(0))
+    state_sharding = shard(abstract_state, mesh, choose("train.shard", train.shard, SHARDED))
     return Training(
         model,
         init,
         make_train_step(objective, optimizer, ema_warmup=ema.warmup, accumulate=train.accumulate),
         make_diagnosis(objective, accumulate=train.accumulate),
-        with_sharding(jax.eval_shape(init, jax.random.key(0)), replicated),
+        jax.tree.map(with_sharding, abstract_state, state_sharding),
+        state_sharding,
         replicated,
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")),
     )
+
+
+def shard(abstract: TrainState, mesh: jax.sharding.Mesh, parts: Sequence[str]) -> TrainState:
+    """Says where each leaf of a state lies.
+
+    Args:
+        abstract: shapes.
+        mesh: devices, with an axis "data".
+        parts: fields of the state that are divided among the devices, each leaf along the longest of its axes that can
+            be divided evenly (ZeRO, Rajbhandari et al. 2020). The rest, and a leaf without such an axis, is replicated.
+
+    Returns:
+        A sharding for every leaf.
+    """
+
+    def divided(leaf) -> jax.sharding.NamedSharding:
+        longest = max((size for size in leaf.shape if size % mesh.size == 0), default=None)
+        axes = () if longest is None else (None,) * leaf.shape.index(longest) + ("data",)
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+    replicated = jax.tree.map(lambda _: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()), abstract)
+    return replace(replicated, **{part: jax.tree.map(divided, getattr(abstract, part)) for part in parts})
 
 
 def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Batch, Key]:
@@ -324,7 +351,7 @@ def first_state(training: Training, key: Key, weights: Params) -> TrainState:
         params = state.params | jax.tree.map(jnp.copy, weights)
         return replace(state, params=params, ema={rate: jax.tree.map(jnp.copy, params) for rate in state.ema})
 
-    return jit(init, out_shardings=training.replicated)(key, weights)
+    return jit(init, out_shardings=training.state_sharding)(key, weights)
 
 
 def make_data_source(config) -> sources.Source:

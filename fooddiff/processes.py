@@ -71,6 +71,13 @@ def first_says(answer: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.asarray(answer, np.int64)))
 
 
+def on_host(value: jax.Array) -> np.ndarray:
+    """An array's whole value, wherever its parts lie. Every process must ask, in the same order."""
+    if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+        return multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value)
+
+
 def check_same(what: str, value: str) -> None:
     """Checks that every process has the same value.
 

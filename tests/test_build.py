@@ -1,7 +1,10 @@
 """Bad config values are refused with an error that names the value and what is allowed."""
 
+from pathlib import Path
+
 import jax
 import pytest
+from jax.sharding import PartitionSpec
 
 from fooddiff import build
 from tests import tiny
@@ -37,6 +40,7 @@ def build_all(config):
         ("train__steps", 0, "config.train.steps is 0, expected at least 1"),
         ("train__batch_size", 3, "batch_size 3 cannot be divided among 2 devices"),
         ("train__accumulate", 3, "expected a multiple of 6"),
+        ("train__shard", "ema", "config.train.shard is 'ema', expected one of nothing, averages, all"),
     ],
 )
 def test_bad_values_are_named(tmp_path, field, value, message):
@@ -75,3 +79,13 @@ def test_bad_data_settings_are_named(tmp_path, overrides, message):
 
 def test_the_mesh_holds_every_device():
     assert build.make_mesh().size == jax.device_count() == 2
+
+
+def test_state_is_divided_along_the_longest_axis_that_can_be():
+    mesh = build.make_mesh()
+    training = build.make_training(tiny.config(Path("unused"), train__shard="averages"), mesh)
+    divided = training.state_sharding.ema["0.995"]
+    assert divided["down.1.layers.0.conv_in.kernel"].spec == PartitionSpec(None, None, "data")  # 3, 3, 32, 32
+    assert divided["down.0.layers.0.kernel"].spec == PartitionSpec(None, None, None, "data")  # 3, 3, 3, 32
+    assert {each.spec for each in jax.tree.leaves(training.state_sharding.params)} == {PartitionSpec()}
+    assert training.state_sharding.step.spec == PartitionSpec()

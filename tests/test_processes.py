@@ -168,6 +168,7 @@ def test_a_signal_to_one_process_stops_the_sampling_of_both_and_nothing_is_drawn
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_and_saves_both(workspace):
     endless = dict(train__steps=100_000, train__checkpoint_every=100_000, sample__every_steps=100_000)
+    endless |= dict(train__shard="all")  # so that no process has the whole state that is saved
     run = workspace / "stopped"
     with started(command(tiny.config(workspace, **endless), run), workspace / "logs") as running:
         while not read_scalars(run):

@@ -12,16 +12,23 @@ import torch
 
 
 def train(settings):
-    """One step: loss, gradient, Adam."""
+    """One step as the peer's loop does it: loss, gradient and its norm, Adam, averages."""
     model, diffusion = model_and_diffusion(settings, respacing="")
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    from improved_diffusion.nn import update_ema
+
+    params = list(model.parameters())
+    averages = {rate: [param.detach().clone() for param in params] for rate in settings["ema_rates"]}
+    optimizer = torch.optim.AdamW(params, lr=1e-4, weight_decay=0.0)
     x, y = inputs(settings)
 
     def step():
         t = torch.randint(0, diffusion.num_timesteps, (len(x),))
         optimizer.zero_grad()
         diffusion.training_losses(model, x, t, model_kwargs={"y": y})["loss"].mean().backward()
+        sum((param.grad**2).sum().item() for param in params)
         optimizer.step()
+        for rate, average in averages.items():
+            update_ema(average, params, rate=rate)
 
     return step
 

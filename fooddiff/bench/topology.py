@@ -47,7 +47,7 @@ def run(config: ConfigDict, topology: str) -> dict[str, Quantity]:
     """
     mesh = jax.sharding.Mesh(np.asarray(_devices(topology)), ("data",))
     training = build.make_training(config, mesh)
-    step = jax.jit(training.step, donate_argnums=0, out_shardings=training.replicated)
+    step = jax.jit(training.step, donate_argnums=0, out_shardings=training.state_sharding)
     start = time.perf_counter()
     program = step.lower(*build.abstract_step_arguments(config, training)).compile()
     seconds = time.perf_counter() - start

@@ -29,7 +29,7 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     key = keys.root(config.seed, training.replicated)
     batch = random_batch(config, training)
     state = build.first_state(training, key, {})
-    step = jit(training.step, donate_argnums=0, out_shardings=training.replicated)
+    step = jit(training.step, donate_argnums=0, out_shardings=training.state_sharding)
     program = compiled(step, state, batch, key)
 
     def ours() -> float:
@@ -46,7 +46,8 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     with ExitStack() as stack:
         tasks = {"ours": ours, "matmul": peak}
         if peer is not None:
-            settings = {"task": "train", "batch_size": config.train.batch_size, **unet_settings(config)}
+            settings = {"task": "train", "batch_size": config.train.batch_size, "ema_rates": list(config.ema.rates)}
+            settings |= unet_settings(config)
             tasks["reference"] = stack.enter_context(started(peer, settings))
         seconds = interleaved(tasks, repetitions)
     numbers = of_program(program, seconds["ours"], config.train.batch_size, mesh.size)

@@ -18,7 +18,7 @@ def run(config: ConfigDict) -> None:
     training = build.make_training(config, mesh)
     model, n = training.model, config.train.batch_size
     parameters = sum(math.prod(leaf.shape) for leaf in abstract_params(model.network).values())
-    step = jit(training.step, donate_argnums=0, out_shardings=training.replicated)
+    step = jit(training.step, donate_argnums=0, out_shardings=training.state_sharding)
     compiled = step.lower(*build.abstract_step_arguments(config, training)).compile()
     flops = compiled.cost_analysis()["flops"] * mesh.size
     memory = compiled.memory_analysis()

@@ -95,7 +95,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             draw_grids = partial(_draw_grids, config, generator, dataset.class_names, workdir, recorder)
             state = train(
                 state,
-                jit(training.step, donate_argnums=0, out_shardings=training.replicated),
+                jit(training.step, donate_argnums=0, out_shardings=training.state_sharding),
                 batches,
                 key,
                 steps=config.train.steps,

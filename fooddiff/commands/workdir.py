@@ -19,8 +19,9 @@ from fooddiff.train.checkpoint import Checkpoints, choose_step, with_sharding
 from fooddiff.train.record import write_atomically
 
 MAY_CHANGE = (
-    # what a restart may change, since it leaves every step's result as it was
+    # what a restart may change, since it leaves every step's result as it was, but for rounding
     "train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.max_skipped",
+    "train.shard",
     "data.path", "data.cache_dir", "sample", "eval", "log",
 )  # fmt: skip
 LOCK = ".lock"

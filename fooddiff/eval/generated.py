@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fooddiff import processes
 from fooddiff.arrays import Key, Params, Pixels
 from fooddiff.eval.images import ImageSet
 from fooddiff.sample.generate import Generator, generate_batches
@@ -54,7 +55,7 @@ def params_sha256(params: Params) -> str:
     """Identity of weights: the hash of every parameter's name, shape and float32 values."""
     digest = hashlib.sha256()
     for name in sorted(params):
-        value = np.asarray(params[name], np.float32)
+        value = processes.on_host(params[name]).astype(np.float32)
         digest.update(f"{name}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value))
     return digest.hexdigest()

@@ -351,7 +351,7 @@ def _sha256(tree: PyTree) -> str:
     """Hash of every leaf's place, dtype, shape and bytes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        value = np.asarray(leaf)
+        value = processes.on_host(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
         digest.update(np.ascontiguousarray(value))
     return digest.hexdigest()
@@ -362,7 +362,7 @@ def _sha256_of_json(content: Mapping[str, Any]) -> str:
 
 
 def _is_finite(tree: PyTree) -> bool:
-    return all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(tree))
+    return all(np.isfinite(processes.on_host(leaf)).all() for leaf in jax.tree.leaves(tree))
 
 
 def _first_line(error: Exception) -> str:
