@@ -32,6 +32,14 @@ def _instruction_set() -> str:
     return hashlib.sha256("".join(flags[:1]).encode()).hexdigest()[:8]
 
 
+def unroll_gradients() -> bool:
+    """Whether a loop around gradients is to be unrolled: inside loops XLA:CPU computes them about 16 times slower.
+
+    It brings convolutions to the form that its fast kernels take outside of loops only, and gradients need that.
+    """
+    return jax.default_backend() == "cpu"
+
+
 def jit(fun: Callable, **kwargs) -> Callable:
     """Compiles `fun` with `jax.jit` and the compiler options of the default backend.
 

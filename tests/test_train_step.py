@@ -1,5 +1,7 @@
 """The step's own laws on a toy objective that compiles at once, and the real one where the model matters."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,6 +216,14 @@ def test_one_and_two_devices_agree(tmp_path):
     assert differences.max() < 1e-4
     assert int(a.history.counts.sum()) == 8
     assert int((a.history.losses > 0).sum()) == 8
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_convolutions_have_the_form_of_the_fast_kernels(tmp_path, accumulate):
+    training = build.make_training(tiny.config(tmp_path, train__accumulate=accumulate), build.make_mesh())
+    program = jit(training.step).lower(*build.abstract_step_arguments(tiny.config(tmp_path), training)).compile()
+    forms = set(re.findall(r" convolution\(.*dim_labels=(\S+?),", program.as_text()))
+    assert forms == {"b01f_01io->b01f"}
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from fooddiff.arrays import Batch, Key, Params, PyTree
 from fooddiff.keys import stream
 from fooddiff.train.objective import Examples, Objective
 from fooddiff.train.state import TrainState
+from fooddiff.xla import unroll_gradients
 
 StepFn = Callable[[TrainState, Batch, Key], TrainState]
 
@@ -118,7 +119,8 @@ def mean_gradient(
         return jax.tree.map(lambda a, b: a + b / accumulate, total, grads), terms
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    grads, terms = jax.lax.scan(add, zeros, (jnp.arange(accumulate), jax.tree.map(split, examples)))
+    microbatches = (jnp.arange(accumulate), jax.tree.map(split, examples))
+    grads, terms = jax.lax.scan(add, zeros, microbatches, unroll=unroll_gradients())
     return grads, jax.tree.map(merge, terms)
 
 
