@@ -3,8 +3,8 @@ r"""The report's experiment at a size that two CPU cores can train: 32x32 images
     python run_train.py --config=configs/food101_tiny.py:hybrid --config.data.source=archive \
         --config.data.path=food-101.tar.gz --workdir=runs/tiny_hybrid
 
-Measured on two CPU cores, 250 training images per class, two seeds of either objective: docs/results.md. About 58 images
-per second; after 1,200 steps samples have the colours and textures of food, and no dish that one would recognise.
+Measured on two CPU cores with two seeds of either objective, 250 training images per class: docs/results.md. About 58
+images per second; after 1,200 steps samples have colours and textures of food, and no dish that one would recognise.
 With 32 groups in the norms, which are of one channel each here, FD-64[inception_stem_nsfwjs d11d89b6] was 144.9 after
 5,000 steps (505 samples, 25 ancestral steps) and not about 5: such a norm takes away the mean colour. The full 20,000
 steps are not yet measured.
