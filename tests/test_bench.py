@@ -73,7 +73,7 @@ def test_rounds_alternate_and_the_first_does_not_count():
 
 def test_numbers_are_shown_and_written(tmp_path, capsys):
     numbers = {"images": measure.quantity([1.0, 3.0, 2.0], "images/s"), "work": measure.exactly(5.0, "FLOP")}
-    table.show("bench", numbers, 3)
+    table.show("bench", numbers, "3 repetitions")
     shown = capsys.readouterr().out
     assert "1 to 3" in shown
     assert "images/s" in shown
@@ -90,6 +90,27 @@ def test_the_bytes_of_collectives_are_read_from_the_program():
   %fusion = f32[1000]{0} fusion(%all-reduce.1), calls=%inner
 """
     assert topology.collective_bytes(text) == {"all-reduce": 64 * 3 * 4 + 8 * 2, "all-gather": 16 * 4}
+
+
+def test_arrays_that_stay_on_the_chip_are_not_traffic_of_main_memory():
+    text = """
+%inner (x: f32[1000]) -> f32[1000] {
+  ROOT %huge = f32[1000000]{0} add(%x, %x)
+}
+
+ENTRY %main (a: f32[100]) -> f32[10] {
+  %a = f32[100]{0:T(128)} parameter(0)
+  %near.start = (f32[100]{0:T(128)S(1)}, f32[100]{0:T(128)}, u32[]{:S(2)}) copy-start(%a)
+  %near = f32[100]{0:T(128)S(1)} copy-done(%near.start)
+  %part.start = ((f32[100]{0:T(128)}), f32[20]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:20]}
+  %part = f32[20]{0:T(128)S(1)} slice-done(%part.start)
+  %pair = (bf16[50]{0}, f32[50]{0:S(1)}) fusion(%near, %a), kind=kLoop, calls=%inner
+  %first = bf16[50]{0} get-tuple-element(%pair), index=0
+  ROOT %out = f32[10]{0} fusion(%first, %part), kind=kLoop, calls=%inner
+}
+"""
+    copied, pair, out = 400 + 80, 100 + 400, 40 + 100
+    assert topology.main_memory_bytes(text) == copied + pair + out
 
 
 def test_a_topology_that_nobody_knows_is_named(config):

@@ -48,6 +48,7 @@ def _run(what: str) -> None:
     if REFERENCE_PYTHON.value is not None and (REFERENCE.value is not None or what == "eval"):
         peer = Peer(Path(REFERENCE_PYTHON.value).absolute(), REFERENCE.value and Path(REFERENCE.value).absolute())
     repetitions = REPETITIONS.value
+    caption = f"{table.processor()}; {repetitions} repetitions"
     match what:
         case "train":
             numbers = train.run(CONFIG.value, repetitions=repetitions, peer=peer)
@@ -59,10 +60,11 @@ def _run(what: str) -> None:
             numbers = data.run(CONFIG.value, repetitions=repetitions)
         case "compile" if TOPOLOGY.value is not None:
             numbers = topology.run(CONFIG.value, TOPOLOGY.value)
+            caption = "per chip, as the compiler says; nothing was run"
         case "compile":
             arguments = [argument for argument in sys.argv[1:] if argument.startswith("--config")]
             numbers = startup.run(arguments, repetitions=repetitions)
-    table.show(f"bench {what}", numbers, repetitions)
+    table.show(f"bench {what}", numbers, caption)
     if JSON.value is not None:
         table.write(Path(JSON.value), " ".join(sys.argv[1:]), numbers)
 

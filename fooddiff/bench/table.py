@@ -10,12 +10,12 @@ from fooddiff.bench.measure import Quantity
 from fooddiff.commands.workdir import versions, write_json
 
 
-def show(title: str, numbers: Mapping[str, Quantity], repetitions: int) -> None:
+def show(title: str, numbers: Mapping[str, Quantity], caption: str) -> None:
     """Prints the numbers with their spread."""
     table = Table("what", "median", "least to greatest", "unit", title=title)
     for name, (median, low, high, unit) in numbers.items():
         table.add_row(name, f"{median:.4g}", "" if low == high else f"{low:.4g} to {high:.4g}", unit)
-    table.caption = f"{processor()}; {repetitions} repetitions"
+    table.caption = caption
     Console().print(table)
 
 

@@ -28,7 +28,9 @@ CHIPS = {
     "v6e": Chip(918e12, 1640e9, 448e9),
 }
 _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
-_ARRAY = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\](\{[^}]*\})?")
+_INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z-]*)\((.*?)\)", re.MULTILINE)
+_MOVES_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 
 
 def run(config: ConfigDict, topology: str) -> dict[str, Quantity]:
@@ -39,7 +41,8 @@ def run(config: ConfigDict, topology: str) -> dict[str, Quantity]:
         topology: a kind of chip and how many there are, for instance "v5e:2x2".
 
     Returns:
-        The numbers by name. The roofline takes work, memory and network as if each ran alone at its published rate.
+        The numbers by name. The roofline takes work, main memory and network as if each ran alone at its published
+        rate; "bytes accessed", as XLA counts them, include what never leaves the chip.
 
     Raises:
         ValueError: an unknown topology.
@@ -52,10 +55,11 @@ def run(config: ConfigDict, topology: str) -> dict[str, Quantity]:
     program = step.lower(*build.abstract_step_arguments(config, training)).compile()
     seconds = time.perf_counter() - start
     cost, memory, chip = program.cost_analysis(), program.memory_analysis(), CHIPS[topology.split(":")[0]]
-    collectives = collective_bytes(program.as_text())
+    hlo = program.as_text()
+    collectives, main_memory = collective_bytes(hlo), main_memory_bytes(hlo)
     times = {
         "work": cost["flops"] / chip.flops,
-        "memory": cost["bytes accessed"] / chip.bandwidth,
+        "memory": main_memory / chip.bandwidth,
         "network": sum(collectives.values()) / chip.network,
     }
     numbers = {
@@ -64,7 +68,8 @@ def run(config: ConfigDict, topology: str) -> dict[str, Quantity]:
         "arguments": exactly(memory.argument_size_in_bytes, "bytes"),
         "temporaries": exactly(memory.temp_size_in_bytes, "bytes"),
         "work": exactly(cost["flops"], "FLOP"),
-        "memory traffic": exactly(cost["bytes accessed"], "bytes"),
+        "bytes accessed": exactly(cost["bytes accessed"], "bytes"),
+        "of main memory": exactly(main_memory, "bytes"),
     }
     numbers |= {name: exactly(size, "bytes") for name, size in collectives.items()}
     numbers |= {f"roofline, {name}": exactly(each, "s") for name, each in times.items()}
@@ -76,10 +81,37 @@ def collective_bytes(hlo: str) -> dict[str, float]:
     """Bytes that each kind of collective gives out per chip, from the text of a compiled program."""
     sizes: dict[str, float] = {}
     for shapes, kind, _ in _COLLECTIVE.findall(hlo):
-        for dtype, dimensions in _ARRAY.findall(shapes):
-            width = int(re.sub(r"\D", "", dtype)) / 8
-            sizes[kind] = sizes.get(kind, 0.0) + width * math.prod(int(n) for n in dimensions.split(",") if n)
+        sizes[kind] = sizes.get(kind, 0.0) + sum(size for size, _ in _arrays(shapes))
     return sizes
+
+
+def main_memory_bytes(hlo: str) -> float:
+    """Bytes that a program reads from and writes to the main memory of one chip, from its text.
+
+    Every operation reads its operands and writes its results, whole, unless their layout places them in another
+    memory, as `S(1)` does on the chip; a copy between memories moves the smaller of its two sides.
+    """
+    types: dict[str, str] = {}
+    total = 0.0
+    for name, result, kind, operands in _INSTRUCTION.findall(hlo[hlo.index("ENTRY ") :]):
+        types[name] = result
+        if kind in _MOVES_NOTHING or kind.endswith("-done"):
+            continue
+        if kind in ("copy-start", "slice-start"):
+            sides = _arrays(result)[:2]
+            total += min(size for size, _ in sides) * sum(in_main for _, in_main in sides)
+        else:
+            read = [types[operand] for operand in re.findall(r"%([^\s,]+)", operands)]
+            total += sum(size for each in (result, *read) for size, in_main in _arrays(each) if in_main)
+    return total
+
+
+def _arrays(shapes: str) -> list[tuple[float, bool]]:
+    """Bytes of every array in a type as HLO writes it, and whether it lies in main memory."""
+    return [
+        (int(re.sub(r"\D", "", dtype)) / 8 * math.prod(int(n) for n in dimensions.split(",") if n), "S(" not in layout)
+        for dtype, dimensions, layout in _ARRAY.findall(shapes)
+    ]
 
 
 def _devices(topology: str) -> list[jax.Device]:
