@@ -283,8 +283,8 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
             f"{train.accumulate} microbatches: expected a multiple of {share}"
         )
     model = make_diffusion_model(config)
-    objective, optimizer = make_training_objective(config, model), make_optimizer(config)
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    objective, optimizer = gathering(make_training_objective(config, model), replicated), make_optimizer(config)
 
     def init(key: Key) -> TrainState:
         return init_state(key, model.network, optimizer, objective, ema.rates)
@@ -301,6 +301,19 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
         replicated,
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")),
     )
+
+
+def gathering(objective: Objective, replicated: jax.sharding.NamedSharding) -> Objective:
+    """An objective that brings divided parameters together before it uses them.
+
+    Their gradient is whole, too. Left to itself, XLA divides the convolutions as it finds parameters or moments
+    divided: in loops, and with more memory instead of less.
+    """
+
+    def loss(params, examples, key):
+        return objective.loss(jax.lax.with_sharding_constraint(params, replicated), examples, key)
+
+    return objective._replace(loss=loss)
 
 
 def shard(abstract: TrainState, mesh: jax.sharding.Mesh, parts: Sequence[str]) -> TrainState:

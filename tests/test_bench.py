@@ -86,7 +86,8 @@ def test_numbers_are_shown_and_written(tmp_path, capsys):
 def test_the_bytes_of_collectives_are_read_from_the_program():
     text = """
   %all-reduce.1 = (f32[64,3]{1,0}, bf16[8]{0}) all-reduce(%a, %b), channel_id=1, to_apply=%sum
-  %ag = f32[16]{0} all-gather-start(%c), dimensions={0}
+  %ag = f32[16]{0} all-gather(%c), channel_id=2, dimensions={0}
+  %again = f32[16]{0} all-gather(%d), channel_id=2, dimensions={0}
   %fusion = f32[1000]{0} fusion(%all-reduce.1), calls=%inner
 """
     assert topology.collective_bytes(text) == {"all-reduce": 64 * 3 * 4 + 8 * 2, "all-gather": 16 * 4}

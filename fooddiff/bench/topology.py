@@ -27,7 +27,9 @@ CHIPS = {
     "v5p": Chip(459e12, 2765e9, 600e9),
     "v6e": Chip(918e12, 1640e9, 448e9),
 }
-_COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
+_COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(.*?channel_id=(\d+)"
+)
 _ARRAY = re.compile(r"\b([a-z]+\d+)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z-]*)\((.*?)\)", re.MULTILINE)
 _MOVES_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
@@ -78,9 +80,13 @@ def run(config: ConfigDict, topology: str) -> dict[str, Quantity]:
 
 
 def collective_bytes(hlo: str) -> dict[str, float]:
-    """Bytes that each kind of collective gives out per chip, from the text of a compiled program."""
+    """Bytes that each kind of collective gives out per chip, from the text of a compiled program.
+
+    A collective that runs beside other work is written several times, with one channel.
+    """
+    channels = {channel: (kind, shapes) for shapes, kind, channel in _COLLECTIVE.findall(hlo)}
     sizes: dict[str, float] = {}
-    for shapes, kind, _ in _COLLECTIVE.findall(hlo):
+    for kind, shapes in channels.values():
         sizes[kind] = sizes.get(kind, 0.0) + sum(size for size, _ in _arrays(shapes))
     return sizes
 
