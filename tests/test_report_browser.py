@@ -1,7 +1,12 @@
-"""The page of a real training in a real browser: headless Chromium with its driver, both from Debian's packages."""
+"""The page of a real training in a real browser: headless Chromium with its driver, both from Debian's packages.
+
+FOODDIFF_REPORT_RUNS=WORKDIR:WORKDIR:... opens the page of other runs, too.
+"""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +152,31 @@ def test_text_stands_out_from_the_page(browser):
     for selector in ("body", ".note", "a", ".drawing svg"):
         ink, paper = (luminance(colour) for colour in browser.execute_script(script, selector))
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, selector
+
+
+@pytest.mark.skipif("FOODDIFF_REPORT_RUNS" not in os.environ, reason="FOODDIFF_REPORT_RUNS names no workdirs")
+def test_the_page_of_other_runs(chromium, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.select import Select
+
+    workdirs = [Path(each) for each in os.environ["FOODDIFF_REPORT_RUNS"].split(os.pathsep)]
+    main([*map(str, workdirs), "--out", str(tmp_path / "report.html")])
+    chromium.get((tmp_path / "report.html").as_uri())
+    Select(one(chromium, "#classes")).select_by_index(1)
+    slider = one(chromium, "#steps")
+    press(slider, Keys.HOME)
+    seen = set()
+    while one(chromium, "#step").text not in seen:
+        seen.add(one(chromium, "#step").text)
+        assert len(shown(chromium, ".strips img")) == len(workdirs)
+        assert all(complete and width > 0 for complete, width in chromium.execute_script(LOADED))
+        press(slider, Keys.ARROW_RIGHT)
+    assert len(seen) == 1 + int(slider.get_attribute("max"))
+    for details in shown(chromium, "details"):
+        one(details, "summary").click()
+    records = [record for workdir in workdirs for record in workdir.glob("eval/*.json")]
+    assert len(shown(chromium, ".distances tbody tr")) == len(records)
+    assert chromium.get_log("browser") == []
 
 
 def luminance(colour):
