@@ -55,13 +55,23 @@ def events(directory):
             content = content[16 + length :]
 
 
+def full(_):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_an_error_of_the_record_that_does_not_fit(tmp_path, monkeypatch):
+    with Recorder(tmp_path, resume_step=0) as recorder:
+        recorder.scalars(1, {"train/loss": 1.0})
+        with monkeypatch.context() as patched:
+            patched.setattr("os.fsync", full)
+            with pytest.raises(OSError, match=r"record could not be written .*No space"):
+                recorder.scalars(2, {"train/loss": 2.0})
+        recorder.scalars(3, {"train/loss": 3.0})
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"old")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, b"new")

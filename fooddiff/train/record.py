@@ -2,13 +2,17 @@
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 
 class Recorder:
@@ -37,43 +41,73 @@ class Recorder:
         if resume_step is not None:
             _drop_after(self._path, resume_step)
         self._present = [record for record in read_scalars(workdir) if record["step"] == resume_step]
-        self._jsonl = self._path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(
-            str(Path(workdir) / "tb"), purge_step=None if resume_step is None else resume_step + 1
-        )
-        self._wandb = _start_wandb(wandb_project, Path(workdir), config) if wandb_project else None
+        with ExitStack() as files:
+            self._jsonl = files.enter_context(self._path.open("a", encoding="utf-8"))
+            # Not tensorboardX's SummaryWriter: a full disk ends its thread, and the next records wait for that forever.
+            (Path(workdir) / "tb").mkdir(exist_ok=True)
+            self._tensorboard = EventsWriter(str(Path(workdir) / "tb" / "events"), f".{time.time_ns()}")
+            files.callback(self._tensorboard.close)
+            if resume_step is not None:  # TensorBoard hides what it has from this step on
+                self._event(Event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START)))
+            self._wandb = _start_wandb(wandb_project, Path(workdir), config) if wandb_project else None
+            self._files = files.pop_all()
 
     def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._jsonl.close()
-        self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=int(kind is not None))
+        with self._writing(), self._files:
+            if self._wandb is not None:
+                self._wandb.finish(exit_code=int(kind is not None))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers, for instance {"train/loss": 0.1}. A number that is not finite is written as null.
 
         What a resumed run finds recorded at the step where it goes on is not recorded twice.
+
+        Raises:
+            OSError: a file could not be written.
         """
         record = {"step": step} | {name: value if np.isfinite(value) else None for name, value in values.items()}
         if record in self._present:
             return
-        self._jsonl.write(json.dumps(record, allow_nan=False) + "\n")
-        self._jsonl.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        with self._writing():
+            self._jsonl.write(json.dumps(record, allow_nan=False) + "\n")
+            self._jsonl.flush()
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._event(Event(step=step, summary=summary))
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Records a PNG file that has already been written."""
-        self._tensorboard.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+        """Records a PNG file that has already been written.
+
+        Raises:
+            OSError: a file could not be written.
+        """
+        with Image.open(path) as image:
+            picture = Summary.Image(width=image.width, height=image.height, encoded_image_string=path.read_bytes())
+        self._event(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=picture)])))
         if self._wandb is not None:
             import wandb
 
             self._wandb.log({name: wandb.Image(str(path))}, step=step)
+
+    def _event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with self._writing():
+            self._tensorboard.write_event(event)
+            self._tensorboard.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self._path.parent}: a record could not be written ({error}). Checkpoints are as they were; once "
+                f"there is room the same command goes on from the newest"
+            ) from error
 
 
 class NoRecorder:
