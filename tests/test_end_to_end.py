@@ -25,7 +25,6 @@ def run(script, *flags):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=1500,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
@@ -33,6 +32,7 @@ def run(script, *flags):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_classifier_reads_the_digits(tmp_path):
     """Trains configs/digits.py as the README says; a classifier of real digits must read what was asked for."""
     from sklearn.datasets import load_digits

@@ -2,9 +2,8 @@
 
 import os
 import random
-import subprocess
-import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import jax
@@ -15,8 +14,8 @@ from fooddiff import build
 from fooddiff.train.checkpoint import Checkpoints
 from fooddiff.train.record import read_scalars
 from tests import tiny
+from tests.processes import Process, started
 
-ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("FOODDIFF_KILLS", "20"))
 PROGRAM = (
     "import sys; from pathlib import Path\n"
@@ -27,19 +26,19 @@ PROGRAM = (
 )
 
 
-def start(workspace: Path, run: Path, steps: int) -> subprocess.Popen:
+def start(workspace: Path, run: Path, steps: int) -> AbstractContextManager[Process]:
     environment = os.environ | {
         "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=2", "device_count=1"),
         "JAX_COMPILATION_CACHE_DIR": str(workspace / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-c", PROGRAM, workspace, run, str(steps)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return started(["-c", PROGRAM, workspace, run, steps], workspace / "log", environment=environment)
 
 
-def finish(training: subprocess.Popen) -> None:
-    errors = training.communicate(timeout=200)[1]
-    assert training.returncode == 0, errors
+def finish(workspace: Path, run: Path, steps: int) -> None:
+    with start(workspace, run, steps) as training:
+        status, printed = training.end()
+    assert status == 0, printed
 
 
 def newest(run: Path, like) -> int:
@@ -72,20 +71,17 @@ def test_killed_at_random_moments_a_run_ends_as_an_undisturbed_one(tmp_path, cap
             if life % 4 == 3:
                 time.sleep(rng.uniform(0, 4))  # somewhere in its start
             else:
-                while not {name for name in names(run) - before if name.isdigit()}:
-                    assert training.poll() is None, training.stderr.read()
-                    time.sleep(0.01)
+                training.wait_until(lambda old=before: {name for name in names(run) - old if name.isdigit()})
                 assert not {name for name in names(run) & before if not name.isdigit()}  # leftovers were cleaned
                 time.sleep(rng.uniform(0, 0.5))  # somewhere in its saves
-            training.kill()
         leftovers += any(not name.isdigit() for name in names(run))
         survived = newest(run, like)
         assert survived >= done  # nothing that was saved is lost
         done = survived
 
     end = done + 3
-    finish(start(tmp_path, run, end))
-    finish(start(tmp_path, tmp_path / "undisturbed", end))
+    finish(tmp_path, run, end)
+    finish(tmp_path, tmp_path / "undisturbed", end)
     states = []
     for each in (run, tmp_path / "undisturbed"):
         assert names(each) == {str(end - 2), str(end - 1), str(end)}

@@ -1,7 +1,6 @@
 """Several processes work as one: they agree, compute the same, stop together and notice when one is gone."""
 
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from fooddiff.commands.workdir import load_trained
 from fooddiff.train.checkpoint import Checkpoints
 from fooddiff.train.record import read_scalars
 from tests import tiny
-from tests.processes import started
+from tests.processes import started, started_together
 
 PROGRAM = """
 import os, re, signal
@@ -51,7 +50,7 @@ with session(distributed=True):
 
 
 def test_processes_agree_and_notice_when_one_is_killed(tmp_path):
-    with started(["-c", PROGRAM], tmp_path / "logs") as running:
+    with started_together(["-c", PROGRAM], tmp_path / "logs") as running:
         (first, printed), (second, _) = (process.end() for process in running)
     assert "agreed" in printed, printed
     assert second == -signal.SIGKILL
@@ -71,9 +70,7 @@ def test_one_process_agrees_with_itself():
 
 def test_a_process_that_nobody_told_its_place_says_so(tmp_path):
     program = "from fooddiff.commands.terminal import session\nwith session(distributed=True):\n    pass"
-    with started(["-c", f"import os; del os.environ['JAX_NUM_PROCESSES']\n{program}"], tmp_path / "logs", count=1) as (
-        process,
-    ):
+    with started(["-c", program], tmp_path / "log") as process:
         status, printed = process.end()
     assert status == 1
     assert "--distributed is set, but nothing tells this process its place" in printed
@@ -107,7 +104,7 @@ def workspace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(workspace):
-    with started(command(tiny.config(workspace), workspace / "two"), workspace / "logs") as running:
+    with started_together(command(tiny.config(workspace), workspace / "two"), workspace / "logs") as running:
         first, second = finish(running)
     assert "devices 4 x" in first
     assert "training to step" not in second  # process 0 alone talks
@@ -132,11 +129,12 @@ def test_two_processes_train_what_one_does(workspace, together):
 
 @pytest.mark.slow
 def test_two_processes_sample_what_one_does(workspace, together):
-    arguments = ["run_sample.py", f"--workdir={together}", "--classes=3,1", "--per_class=3", "--batch_size=4"]
-    with started([*arguments, f"--out={workspace / 'two_samples'}", "--distributed"], workspace / "logs") as running:
+    command = ["run_sample.py", f"--workdir={together}", "--classes=3,1", "--per_class=3", "--batch_size=4"]
+    two, one = ([*command, f"--out={workspace / name}_samples"] for name in ("two", "one"))
+    with started_together([*two, "--distributed"], workspace / "logs") as running:
         finish(running)
-    with started([*arguments, f"--out={workspace / 'one_samples'}"], workspace / "logs", count=1) as running:
-        finish(running)
+    with started(one, workspace / "log") as alone:
+        finish([alone])
     one, two = (
         np.load(next((workspace / name).glob("*.npz")))["arr_0"].astype(int) for name in ("one_samples", "two_samples")
     )
@@ -147,22 +145,15 @@ def test_two_processes_sample_what_one_does(workspace, together):
 def test_a_signal_to_one_process_stops_the_sampling_of_both_and_nothing_is_drawn_twice(workspace, together):
     out = workspace / "interrupted_samples"
     command = ["run_sample.py", f"--workdir={together}", "--per_class=400", "--batch_size=4", f"--out={out}"]
-    with started([*command, "--distributed"], workspace / "logs") as running:
-        while len(list(out.glob("*/*.npy"))) < 3:
-            assert running[0].popen.poll() is None, running[0].end()
-            time.sleep(0.05)
+    with started_together([*command, "--distributed"], workspace / "logs") as running:
+        running[0].wait_until(lambda: len(list(out.glob("*/*.npy"))) >= 3)
         running[1].popen.send_signal(signal.SIGINT)
         assert [process.end()[0] for process in running] == [128 + signal.SIGINT] * 2
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*.npy")}
     assert 3 <= len(kept) < 1000
-    with started([*command, "--distributed"], workspace / "logs") as running:
-        time.sleep(1)
-        while len(list(out.glob("*/*.npy"))) < len(kept) + 2:
-            assert running[0].popen.poll() is None, running[0].end()
-            time.sleep(0.05)
+    with started_together([*command, "--distributed"], workspace / "logs") as running:
+        running[0].wait_until(lambda: len(list(out.glob("*/*.npy"))) >= len(kept) + 2)
         assert kept == {path: path.stat().st_mtime_ns for path in kept}
-        for process in running:
-            process.popen.kill()
 
 
 @pytest.mark.slow
@@ -170,17 +161,15 @@ def test_a_signal_to_one_process_stops_and_saves_both(workspace):
     endless = dict(train__steps=100_000, train__checkpoint_every=100_000, sample__every_steps=100_000)
     endless |= dict(train__shard="all")  # so that no process has the whole state that is saved
     run = workspace / "stopped"
-    with started(command(tiny.config(workspace, **endless), run), workspace / "logs") as running:
-        while not read_scalars(run):
-            assert running[0].popen.poll() is None, running[0].end()
-            time.sleep(0.2)
+    with started_together(command(tiny.config(workspace, **endless), run), workspace / "logs") as running:
+        running[0].wait_until(lambda: read_scalars(run))
         running[1].popen.send_signal(signal.SIGTERM)
         statuses = [process.end()[0] for process in running]
     assert statuses == [128 + signal.SIGTERM] * 2
     with Checkpoints(run, read_only=True) as checkpoints:
         (stopped,) = checkpoints.steps()
     end = dict(train__steps=stopped + 3)
-    with started(command(tiny.config(workspace, **(endless | end)), run), workspace / "logs") as running:
+    with started_together(command(tiny.config(workspace, **(endless | end)), run), workspace / "logs") as running:
         first, _ = finish(running)
     assert f"resumed at step {stopped} of {stopped + 3}" in first
     steps = [record["step"] for record in read_scalars(run)]
@@ -193,10 +182,8 @@ def test_when_a_process_is_killed_the_other_ends_with_a_message(workspace):
     run = workspace / "killed"
     endless = dict(train__steps=100_000, train__checkpoint_every=5, train__keep_checkpoints=2)
     config = tiny.config(workspace, sample__every_steps=100_000, **endless)
-    with started(command(config, run), workspace / "logs") as running:
-        while len(read_scalars(run)) < 5:
-            assert running[0].popen.poll() is None, running[0].end()
-            time.sleep(0.2)
+    with started_together(command(config, run), workspace / "logs") as running:
+        running[0].wait_until(lambda: len(read_scalars(run)) >= 5)
         running[1].popen.kill()
         status, printed = running[0].end()
     # Amid a save it waits for the other in Orbax, until JAX's coordinator misses a heartbeat and ends it in its words.
@@ -205,5 +192,5 @@ def test_when_a_process_is_killed_the_other_ends_with_a_message(workspace):
     with Checkpoints(run, read_only=True) as checkpoints:
         newest = checkpoints.steps()[-1]
     config.train.steps = newest + 2
-    with started(command(config, run), workspace / "logs") as running:
+    with started_together(command(config, run), workspace / "logs") as running:
         assert f"resumed at step {newest}" in finish(running)[0]
