@@ -11,6 +11,7 @@ from fooddiff.eval.distances import (
     frechet_estimate,
     kernel_distance,
     kernel_distance_subsets,
+    paired_difference,
     precision_recall,
 )
 from fooddiff.eval.stats import Stats, finish, grouped_sums, sums_of
@@ -87,6 +88,33 @@ def test_bias_and_error_bar_are_those_of_repeated_draws():
     assert np.mean([e.bias for e in estimates]) == pytest.approx(np.mean(repeated) - limit, rel=0.2)
     assert 0.8 < np.mean([e.error for e in estimates]) / np.std(repeated) < 1.4
     assert np.mean([e.value for e in estimates]) == pytest.approx(np.mean(repeated), rel=0.05)
+
+
+def test_a_difference_in_pairs_has_the_error_bar_of_repeated_draws():
+    g = np.random.default_rng(0)
+    root = g.normal(size=(16, 16))
+    reference = finish(sums_of(draw(g, 100_000, root)))
+
+    def pair():
+        noise = draw(g, 400, root)
+        changed = 1.2 * noise + 0.3 * draw(g, 400, root)
+        return [frechet_estimate(grouped_sums([x]), reference) for x in (1.3 * noise, changed)]
+
+    pairs = [pair() for _ in range(60)]
+    differences = [paired_difference(a, b) for a, b in pairs]
+    assert all(d.value == a.value - b.value for d, (a, b) in zip(differences, pairs, strict=True))
+    assert 0.8 < np.mean([d.error for d in differences]) / np.std([d.value for d in differences]) < 1.4
+    unpaired = [np.hypot(a.error, b.error) for a, b in pairs]
+    assert np.mean([d.error for d in differences]) < 0.5 * np.mean(unpaired)
+
+
+def test_a_difference_in_pairs_needs_the_same_groups():
+    g = np.random.default_rng(0)
+    estimates = [frechet_estimate(grouped_sums([g.normal(size=(n, 6))]), gaussian(0)) for n in (3, 10, 30)]
+    with pytest.raises(ValueError, match="got 10 and 20"):
+        paired_difference(*estimates[1:])
+    with pytest.raises(ValueError, match="got 0 and 0"):
+        paired_difference(estimates[0], estimates[0])
 
 
 def test_three_images_have_a_distance_but_no_error_bar():

@@ -60,6 +60,20 @@ def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_referenc
     assert (made_by["sampler"], made_by["sampling_steps"], made_by["weights"]) == ("ddim", 2, "raw")
 
 
+def test_two_checkpoints_are_compared_in_pairs(workspace, capsys):
+    folder = workspace / "run" / "eval"
+    names = sorted(records(workspace, "*_raw_ancestral-*_n30_*.json"))
+    assert len(names) == 2
+    main(["compare", *(str(folder / name) for name in names)])
+    a, b = (records(workspace, name)[name]["results"][0]["value"] for name in names)
+    assert f"{a - b:.4g} ±" in capsys.readouterr().out
+    (folder / "images.json").write_text('{"results": [], "samples": {"made_by": {}}}')
+    with pytest.raises(SystemExit):
+        main(["compare", str(folder / names[0]), str(folder / "images.json")])
+    assert "images.json is not a record of this evaluator's `run` or `follow`" in capsys.readouterr().err
+    (folder / "images.json").unlink()
+
+
 def test_follow_scores_what_is_not_scored_yet_and_ends_with_the_training(workspace, monkeypatch):
     scored = []
     inner = evaluate.run

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+
 from fooddiff import build, processes
 from fooddiff.commands import evaluate as scorer
 from fooddiff.commands import likelihood
@@ -76,6 +78,12 @@ def images(flags: argparse.Namespace) -> None:
     processes.on_first(lambda: results.write_record(path, record))
     scorer.print_record(record)
     log.info("wrote %s", path)
+
+
+def compare(flags: argparse.Namespace) -> None:
+    """Compares two records of samples that came from the same noise, in pairs."""
+    a, b = (results.read_record(path) for path in (flags.a, flags.b))
+    results.print_differences(a, b, Console(width=max(Console().width, 120)))
 
 
 def stats(flags: argparse.Namespace) -> None:
@@ -175,6 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("a", metavar="A", help=what)
     command.add_argument("b", metavar="B", help=f"{what}, or an npz with mu and sigma")
     command.add_argument("--out", type=Path, default=Path("eval"), help="folder of the JSON record (default: eval)")
+
+    command = subcommands.add_parser("compare", help=compare.__doc__)
+    command.set_defaults(run=compare)
+    command.add_argument("a", metavar="A", type=Path, help="WORKDIR/eval/....json")
+    command.add_argument("b", metavar="B", type=Path, help="another, with the same seed and as many samples per class")
 
     command = subcommands.add_parser("stats", parents=[features], help=stats.__doc__)
     command.set_defaults(run=stats)

@@ -20,6 +20,7 @@ class Estimate(NamedTuple):
     value: float
     error: float | None  # one standard deviation over draws of the scored set; None: not measurable from this set
     bias: float | None  # expected value minus its limit for n -> infinity; None: not measurable from this set
+    jackknife: tuple[float, ...] = ()  # the value without each group of images in turn, where that was computed
 
 
 def frechet_distance(a: Stats, b: Stats) -> float:
@@ -96,8 +97,33 @@ def frechet_estimate(groups: Sequence[Sums], reference: Stats) -> Estimate:
         return Estimate(value, None, None)
     without = [distance(finish(total([*groups[:g], *groups[g + 1 :]]))) for g in range(len(groups))]
     halves = [distance(finish(total(half))) for half in (groups[::2], groups[1::2])]
-    error = np.sqrt((len(groups) - 1) * np.var(without))
-    return Estimate(value, float(error), float(np.mean(halves)) - value)
+    return Estimate(value, _jackknife_error(without), float(np.mean(halves)) - value, tuple(without))
+
+
+def paired_difference(a: Estimate, b: Estimate) -> Estimate:
+    """How much larger one Fréchet distance is than another whose samples came from the same noise.
+
+    What both sets have in common cancels in a - b, so that its error bar is smaller than those of a and b: the
+    same jackknife as in `frechet_estimate`, of the difference.
+
+    Args:
+        a: from `frechet_estimate`.
+        b: likewise, to the same reference, with the example that belongs to each of a's in the same place.
+
+    Returns:
+        The difference and its error bar. Its bias is not measured.
+
+    Raises:
+        ValueError: one has no jackknife, or they are of different groups.
+    """
+    if not a.jackknife or len(a.jackknife) != len(b.jackknife):
+        raise ValueError(f"expected as many groups of images in both, got {len(a.jackknife)} and {len(b.jackknife)}")
+    without = tuple(x - y for x, y in zip(a.jackknife, b.jackknife, strict=True))
+    return Estimate(a.value - b.value, _jackknife_error(without), None, without)
+
+
+def _jackknife_error(without: Sequence[float]) -> float:
+    return float(np.sqrt((len(without) - 1) * np.var(without)))
 
 
 def kernel_distance(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Estimate:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fooddiff.eval.distances import Estimate
+from fooddiff.eval.distances import Estimate, paired_difference
 from fooddiff.eval.files import atomic_path
 from fooddiff.eval.weights import InceptionWeights
 
@@ -28,6 +28,7 @@ class Result:
         value: the number.
         error: one standard deviation over draws of the scored set, or None.
         bias: how far the expected value lies above its limit for n -> infinity, or None.
+        jackknife: the number without each group of images in turn; empty if it has no such error bar.
         n: images of the scored set.
         warnings: what a reader must know before quoting the number.
     """
@@ -36,6 +37,7 @@ class Result:
     value: float
     error: float | None
     bias: float | None
+    jackknife: tuple[float, ...]
     n: int
     warnings: tuple[str, ...]
 
@@ -113,6 +115,79 @@ def write_record(path: Path, content: dict) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> dict:
+    """Reads a record.
+
+    Raises:
+        ValueError: the file is not one.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for result in content["results"]:
+            estimate_of(result)
+        _conditions(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a record of this evaluator's `run` or `follow`: {error!r}") from error
+    return content
+
+
+def estimate_of(result: dict) -> Estimate:
+    """The estimate in one of a record's results."""
+    bars = [None if result[name] is None else float(result[name]) for name in ("error", "bias")]
+    return Estimate(float(result["value"]), *bars, tuple(float(value) for value in result["jackknife"]))
+
+
+def differences(a: dict, b: dict) -> list[tuple[str, Estimate, Estimate, Estimate]]:
+    """Compares two records of samples that came from the same noise.
+
+    Args:
+        a: a record.
+        b: another one, which differs in the weights or in how they were sampled.
+
+    Returns:
+        For each Fréchet distance its name, that of a, that of b, and a - b.
+
+    Raises:
+        ValueError: the two cannot be compared in pairs; says in what they differ.
+    """
+    ours, theirs = _conditions(a), _conditions(b)
+    if differing := [name for name, value in ours.items() if value != theirs[name]]:
+        raise ValueError(f"the records cannot be compared in pairs: they differ in {', '.join(differing)}")
+    named = {result["metric"]: estimate_of(result) for result in b["results"]}
+    pairs = [
+        (result["metric"], estimate_of(result), named[result["metric"]])
+        for result in a["results"]
+        if result["metric"] in named and result["jackknife"]
+    ]
+    if not pairs:
+        raise ValueError("the records have no Fréchet distance with an error bar in common")
+    return [(metric, x, y, paired_difference(x, y)) for metric, x, y in pairs]
+
+
+def _conditions(content: dict) -> dict:
+    """What must be equal for a comparison in pairs."""
+    samples = content["samples"]
+    return {
+        "the seed of the samples": int(samples["made_by"]["seed"]),
+        "the number of samples": int(samples["n"]),
+        "the samples per class": dict(samples["n_per_class"]),
+        "the reference": str(content["reference"]["identity"]["sha256"]),
+        "the resize rule": str(content["resize"]),
+    }
+
+
+def print_differences(a: dict, b: dict, console: Console) -> None:
+    """Prints how much larger the distances of one record are than those of another; see `differences`."""
+    table = Table()
+    for column in ("metric", "A ± 1 sd", "B ± 1 sd", "A - B ± 1 sd", "n"):
+        table.add_column(column, no_wrap=column == "metric")
+    for metric, *estimates in differences(a, b):
+        figures = [f"{each.value:.4g} ± {_figure(each.error)}" for each in estimates]
+        table.add_row(escape(metric), *figures, _count(a["samples"]["n"]))
+    console.print(table)
 
 
 def print_table(content: dict, console: Console) -> None:
