@@ -1,6 +1,8 @@
 """Samples images from a trained run.
 
 python run_sample.py --workdir=runs/hybrid [--classes=pizza,sushi] [--per_class=8] [--sampler=ddim --steps=50]
+
+How to sample, where it is not said, is what config.sample of the run says.
 """
 
 from pathlib import Path
@@ -14,9 +16,13 @@ STEP = flags.DEFINE_integer("step", None, "which checkpoint; the newest if not g
 WEIGHTS = flags.DEFINE_string("weights", "ema", "raw, ema (the first rate of the config) or ema_<rate>")
 CLASSES = flags.DEFINE_list("classes", [], "class names; all if not given")
 PER_CLASS = flags.DEFINE_integer("per_class", 8, "images per class")
-SAMPLER = flags.DEFINE_string("sampler", "ancestral", "ancestral, ddim or dpmpp_2m")
-STEPS = flags.DEFINE_integer("steps", None, "network calls per image; every timestep if not given")
-ETA = flags.DEFINE_float("eta", 0.0, "noise of ddim, from 0 to 1")
+SAMPLER = flags.DEFINE_string("sampler", None, "ancestral, ddim, dpmpp_2m, sde_dpmpp_2m or heun")
+STEPS = flags.DEFINE_integer("steps", None, "levels of noise along the way")
+SPACING = flags.DEFINE_string("spacing", None, "of these levels: evenly in time or log_snr, or karras")
+ETA = flags.DEFINE_float("eta", None, "stochasticity of ddim and heun, from 0 to 1")
+GUIDANCE = flags.DEFINE_float("guidance", None, "scale of classifier-free guidance; 1 is off")
+INTERVAL = flags.DEFINE_list("interval", None, "log SNRs between which to guide, for instance -4,4")
+RESCALE = flags.DEFINE_float("rescale", None, "share of a guided image's deviation that is brought back, from 0 to 1")
 SEED = flags.DEFINE_integer("seed", 0, "image i of a class depends on (seed, class, i) only")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images per call of the compiled sampler")
 SINGLE_FILES = flags.DEFINE_bool("single_files", False, "also write every image as a PNG of its own")
@@ -38,9 +44,15 @@ def main(argv: list[str]) -> None:
             weights=WEIGHTS.value,
             classes=CLASSES.value,
             per_class=PER_CLASS.value,
-            sampler=SAMPLER.value,
-            sampling_steps=STEPS.value,
-            eta=ETA.value,
+            spec={
+                "sampler": SAMPLER.value,
+                "steps": STEPS.value,
+                "spacing": SPACING.value,
+                "eta": ETA.value,
+                "guidance": GUIDANCE.value,
+                "interval": INTERVAL.value and tuple(map(float, INTERVAL.value)),
+                "rescale": RESCALE.value,
+            },
             seed=SEED.value,
             batch_size=BATCH_SIZE.value,
             single_files=SINGLE_FILES.value,

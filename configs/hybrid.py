@@ -25,10 +25,11 @@ def get_config() -> ConfigDict:
     config.data.max_unreadable = 0  # images that may be left out because they cannot be decoded
 
     config.diffusion = ConfigDict()
+    config.diffusion.time = "discrete"  # or continuous, as in food101_cheap.py
     config.diffusion.schedule = "cosine"  # or linear
     config.diffusion.timesteps = timesteps
     config.diffusion.rescale_timesteps = True  # the network is fed t * 1000 / T
-    config.diffusion.prediction = "eps"  # or x_0
+    config.diffusion.prediction = "eps"  # or x_0, v
     config.diffusion.variance = "learned_range"  # or fixed_small, fixed_large
 
     config.objective = ConfigDict()
@@ -37,31 +38,38 @@ def get_config() -> ConfigDict:
         timesteps.to_float() / 1000
     )  # of the bound's term in bits/dim; follows config.diffusion.timesteps
     config.objective.timestep_sampling = "uniform"  # or loss_second_moment
+    config.objective.label_dropout = 0.0  # share of labels that training hides, for guidance; needs model.null_label
 
     config.model = ConfigDict()
+    config.model.network = "unet"  # or uvit
     config.model.model_channels = 128
     config.model.channel_mult = (1, 2, 3, 4)
     config.model.num_res_blocks = 2
     config.model.attention_resolutions = (16, 8)  # pixels
     config.model.num_heads = 4
     config.model.num_classes = 101
+    config.model.null_label = False  # know a label that means none
     config.model.norm_groups = 32
     config.model.scale_shift_norm = True
     config.model.dropout = 0.0
     config.model.dtype = "float32"  # of convolutions and matmuls; or bfloat16. Parameters stay float32
     config.model.remat = False  # recompute activations in the backward pass to save memory
 
-    config.optimizer = ConfigDict()  # Adam
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"  # or adamw, muon
     config.optimizer.lr = 1e-4
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.warmup_steps = 0
     config.optimizer.anneal_steps = placeholder(int)  # the rate falls linearly to zero at this step; None: it stays
+    config.optimizer.cooldown_steps = placeholder(int)  # or it falls to zero over the last so many of train.steps
+    config.optimizer.inverse_sqrt_after = placeholder(int)  # or with the inverse root of the step, from this one on
     config.optimizer.clip_norm = placeholder(float)  # global gradient norm
 
     config.ema = ConfigDict()
     config.ema.rates = (0.9999, 0.999)  # the first is the one that "ema" means
     config.ema.warmup = True
+    config.ema.power_lengths = ()  # of power averages
 
     config.train = ConfigDict()
     config.train.steps = 90_000
@@ -78,9 +86,13 @@ def get_config() -> ConfigDict:
     config.sample.classes = ()  # class names; empty takes the first 12
     config.sample.per_class = 4
     config.sample.batch_size = 48
-    config.sample.sampler = "ancestral"  # or ddim, dpmpp_2m
-    config.sample.steps = placeholder(int)  # network calls per image; None takes every timestep
-    config.sample.eta = 0.0  # noise of ddim
+    config.sample.sampler = "ancestral"  # or ddim, dpmpp_2m, sde_dpmpp_2m, heun
+    config.sample.steps = placeholder(int)  # levels of noise along the way; None takes every timestep
+    config.sample.spacing = "time"  # of these levels: evenly in time or in log_snr, or karras
+    config.sample.eta = 0.0  # stochasticity of ddim and heun, from 0 to 1
+    config.sample.guidance = 1.0  # scale of classifier-free guidance; 1 is off
+    config.sample.interval = placeholder(tuple)  # log SNRs between which to guide; None: everywhere
+    config.sample.rescale = 0.0  # share of a guided image's deviation that is brought back, from 0 to 1
 
     config.eval = ConfigDict()  # during training; samples are drawn as config.sample says
     config.eval.every_steps = 15_000

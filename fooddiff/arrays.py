@@ -3,7 +3,7 @@
 Shape letters: n batch, h height, w width, c channels, T diffusion steps, d features. Images are NHWC.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -18,12 +18,12 @@ Scalar: TypeAlias = Float[Array, ""]
 Key: TypeAlias = PRNGKeyArray
 Params: TypeAlias = PyTree[jax.Array]
 
-DenoiseFn: TypeAlias = Callable[[Image, Float[Array, " n"], Label | None], Array]
-"""(x_t, the timestep as the network is fed it, y) -> network output [n, h, w, c or 2c]."""
+Cond: TypeAlias = Mapping[str, Array]
+"""What an image is conditioned on, by name: {"y": i32[n]} of labels, {"low_res": f32[n, h, w, c]}; {} for nothing."""
 
 
 class Batch(NamedTuple):
     """One global training batch as it lies on the devices."""
 
     pixels: Pixels
-    y: Label
+    cond: Cond

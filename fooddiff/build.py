@@ -5,47 +5,84 @@ A config section is the keyword arguments of one constructor, so a misspelt fiel
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from fooddiff import codec
 from fooddiff.arrays import Batch, Key, Params
+from fooddiff.codec import Codec
 from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
-from fooddiff.diffusion import losses, reverse, samplers, schedule
-from fooddiff.diffusion.process import GaussianDiffusion, make_process, x0_from_eps
+from fooddiff.diffusion import continuous, denoiser, discrete, guidance, losses, samplers, weights
+from fooddiff.diffusion import schedule as schedules
+from fooddiff.diffusion.denoiser import Denoiser
+from fooddiff.diffusion.discrete import GaussianDiffusion
+from fooddiff.diffusion.level import Transition
 from fooddiff.eval import resize
-from fooddiff.model.network import Network, make_network
-from fooddiff.sample.generate import Generator, make_generator
+from fooddiff.model.network import Network, abstract_params, make_network
+from fooddiff.model.unet import UNet
+from fooddiff.model.uvit import UViT
+from fooddiff.sample.generate import Draw, make_draw
+from fooddiff.sample.spec import SamplerSpec
+from fooddiff.train import optimizer
+from fooddiff.train.averages import make_averages
 from fooddiff.train.checkpoint import with_sharding
-from fooddiff.train.objective import Objective, make_objective
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
+from fooddiff.train.task import Task
+from fooddiff.train.tasks import diffusion
 from fooddiff.xla import jit
 
-SCHEDULES = {"linear": schedule.linear_betas, "cosine": schedule.cosine_betas}
+SCHEDULES = {"linear": schedules.linear_betas, "cosine": schedules.cosine_betas}
+LOG_SNRS = {"linear": continuous.linear_log_snr, "cosine": continuous.cosine_log_snr}
 PREDICTIONS = {
-    "eps": (x0_from_eps, reverse.eps_target),
-    "x_0": (reverse.x0_as_predicted, reverse.x0_target),
+    "eps": denoiser.read_eps,
+    "x_0": denoiser.read_x0,
+    "v": denoiser.read_v,
+    "flow": denoiser.read_flow,
+    "edm": denoiser.read_edm,
 }
+ERRORS = {"eps": denoiser.eps_error, "x_0": denoiser.x0_error, "v": denoiser.v_error}
 VARIANCES = {
-    "fixed_small": reverse.fixed_small,
-    "fixed_large": reverse.fixed_large,
-    "learned_range": reverse.learned_range,
+    "fixed_small": denoiser.fixed_small,
+    "fixed_large": denoiser.fixed_large,
+    "learned_range": denoiser.learned_range,
 }
-OBJECTIVES = {"mse": losses.mse_loss, "hybrid": losses.hybrid_loss, "vlb": losses.vlb_loss}
-IMPORTANCE_SAMPLING = {"uniform": False, "loss_second_moment": True}
+OBJECTIVES = {"mse": losses.mse_loss, "hybrid": losses.hybrid_loss, "vlb": losses.vlb_loss}  # of discrete processes
+TIMESTEP_SAMPLING = {"uniform": diffusion.uniform_timesteps, "loss_second_moment": diffusion.important_timesteps}
+WEIGHTS = {
+    "constant": weights.constant,
+    "snr": weights.snr,
+    "min_snr": weights.min_snr,
+    "capped": weights.capped,
+    "p2": weights.p2,
+    "sigmoid": weights.sigmoid,
+    "edm": weights.edm,
+}
+DENSITIES = {
+    "uniform": continuous.uniform,
+    "stratified": continuous.stratified,
+    "logit_normal": continuous.logit_normal,
+    "log_sigma_normal": continuous.log_sigma_normal,
+}
 SAMPLERS = {
-    "ancestral": samplers.single(samplers.ancestral_step),
-    "ddim": samplers.single(samplers.ddim_step),
-    "dpmpp_2m": samplers.dpmpp_2m_step,
+    "ancestral": samplers.ancestral,
+    "ddim": samplers.ddim,
+    "dpmpp_2m": samplers.dpmpp_2m,
+    "sde_dpmpp_2m": samplers.sde_dpmpp_2m,
+    "heun": samplers.heun,
 }
+SPACINGS = {"time": continuous.even_in_time, "log_snr": continuous.even_in_log_snr, "karras": continuous.karras}
+NETWORKS = {"unet": UNet, "uvit": UViT}
+OPTIMIZERS = {"adam": optimizer.adam, "adamw": optimizer.adamw, "muon": optimizer.muon}
 RESIZE = {"tf1": resize.tf1, "half_pixel": resize.half_pixel, "clean_bicubic": resize.clean_bicubic}
 SHARDED = {"nothing": (), "averages": ("ema", "opt_state"), "all": ("ema", "opt_state", "params")}  # parts of the state
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -64,14 +101,15 @@ class ConfigError(ValueError):
 
 
 class DiffusionModel(NamedTuple):
-    """A network together with what its output means."""
+    """A network together with what its output means and the levels at which it is used."""
 
     network: Network
-    process: GaussianDiffusion  # with all the timesteps that it is trained on
-    param: reverse.Parameterization
-    image_shape: tuple[int, int, int]
+    codec: Codec
+    denoiser: Callable[[Callable], Denoiser]  # the network as (x_t, time, cond) -> output, read as a denoiser
+    process: GaussianDiffusion | None  # a discrete process with all its timesteps; None in continuous time
+    steps: Callable[[SamplerSpec], Transition]  # the steps of a sampling run
     num_classes: int | None
-    respaced: Callable[[int | None], GaussianDiffusion]  # the process for a number of sampling steps; None means all
+    null_label: int | None  # the label that means none, if the network knows one
 
 
 def choose(section: str, value: str, table: Mapping[str, Any]) -> Any:
@@ -85,13 +123,20 @@ def choose(section: str, value: str, table: Mapping[str, Any]) -> Any:
     return table[value]
 
 
-def check_fields(function: Callable, section: str, values: Mapping[str, Any]) -> None:
+def check_fields(function: Callable, section: str, values: Mapping[str, Any], *, given: Collection[str] = ()) -> None:
     """Checks that a config section fills the keyword-only parameters of a function, with values of their types.
+
+    Args:
+        function: what the section's fields are the arguments of.
+        section: its name, for messages.
+        values: the section.
+        given: parameters that do not come from the config.
 
     Raises:
         ConfigError: an unknown or missing field, or a value of another type; names what is right.
     """
-    fields = {name: p for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    parameters = inspect.signature(function).parameters.items()
+    fields = {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in given}
     if unknown := sorted(set(values) - set(fields)):
         raise ConfigError(
             f"config.{section} has no field {', '.join(unknown)}; its fields are {', '.join(fields) or 'none'}"
@@ -119,15 +164,18 @@ def _has_type(value: Any, expected: type | UnionType) -> bool:
     return type(value) is expected
 
 
-def construct(function: Callable, section: str, values: Mapping[str, Any]) -> Any:
-    """Calls a constructor with a config section as keyword arguments.
+def construct(
+    function: Callable, section: str, values: Mapping[str, Any], *, given: Mapping[str, Any] | None = None
+) -> Any:
+    """Calls a constructor with a config section as keyword arguments, besides what is `given`.
 
     Raises:
         ConfigError: an unknown or missing field, or a value that the constructor refuses.
     """
-    check_fields(function, section, values)
+    given = given or {}
+    check_fields(function, section, values, given=given)
     try:
-        return function(**values)
+        return function(**values, **given)
     except ConfigError:
         raise
     except ValueError as error:
@@ -135,72 +183,114 @@ def construct(function: Callable, section: str, values: Mapping[str, Any]) -> An
 
 
 def make_diffusion_model(config) -> DiffusionModel:
-    """Builds the process, its parameterization and the network from config.diffusion, config.model and config.data."""
-    diffusion = construct(_diffusion, "diffusion", config.diffusion)
-    betas, rescale_timesteps, param, learned = diffusion
-    size = config.data.image_size
+    """Builds the process, the network and its reading from config.diffusion, config.model and config.data."""
+    settings = dict(config.diffusion)
+    time = settings.pop("time", "discrete")  # absent where checkpoints are older than the choice
+    process, read, log_var, steps = construct(choose("diffusion.time", time, PROCESSES), "diffusion", settings)
+    size, model = config.data.image_size, dict(config.model)
     check_positive("data.image_size", size)
-    channels = IMAGE_CHANNELS * (2 if learned else 1)
-    network = construct(_network_builder(image_size=size, out_channels=channels), "model", config.model)
-
-    def respaced(steps: int | None) -> GaussianDiffusion:
-        keep = None if steps is None else schedule.evenly_spaced(len(betas), (steps,))
-        return make_process(betas, keep, rescale_timesteps=rescale_timesteps)
-
+    module = choose("model.network", model.pop("network", "unet"), NETWORKS)
+    dtype = choose("model.dtype", model.pop("dtype", "float32"), DTYPES)
+    channels = IMAGE_CHANNELS * (2 if log_var is denoiser.learned_range else 1)
+    given = dict(image_size=size, in_channels=IMAGE_CHANNELS, out_channels=channels, dtype=dtype)
+    network = construct(_network_maker(module), "model", model, given=given)
+    num_classes = model["num_classes"]
     return DiffusionModel(
-        network, respaced(None), param, (size, size, IMAGE_CHANNELS), config.model.num_classes, respaced
+        network,
+        codec.pixels(size),
+        partial(denoiser.make_denoiser, read=read, log_var=log_var),
+        process,
+        steps,
+        num_classes,
+        num_classes if knows_null_label(network, num_classes) else None,
     )
 
 
-def _diffusion(*, schedule: str, timesteps: int, rescale_timesteps: bool, prediction: str, variance: str):
+def _network_maker(module: type) -> Callable[..., Network]:
+    """`make_network` of a module, with the parameters of its constructor: the only list of them."""
+
+    def make(**arguments: Any) -> Network:
+        return make_network(module, **{name: _tuples(value) for name, value in arguments.items()})
+
+    parameters = inspect.signature(module.__init__).parameters.values()
+    make.__signature__ = inspect.Signature([p for p in parameters if p.name not in ("self", "rngs")])
+    return make
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def knows_null_label(network: Network, num_classes: int | None) -> bool:
+    """Whether the network's label embedding has a row more than there are classes."""
+    return num_classes is not None and abstract_params(network)["label.embedding"].shape[0] > num_classes
+
+
+def _discrete(*, schedule: str, timesteps: int, rescale_timesteps: bool, prediction: str, variance: str):
     betas = choose("diffusion.schedule", schedule, SCHEDULES)(timesteps)
-    to_x0, target = choose("diffusion.prediction", prediction, PREDICTIONS)
+    read = choose("diffusion.prediction", prediction, PREDICTIONS)
     log_var = choose("diffusion.variance", variance, VARIANCES)
-    return betas, rescale_timesteps, reverse.Parameterization(to_x0, target, log_var), variance == "learned_range"
+    make = partial(discrete.make_process, betas, rescale_timesteps=rescale_timesteps)
+
+    def steps(spec: SamplerSpec) -> Transition:
+        if spec.steps is not None and not 2 <= spec.steps <= timesteps:
+            raise ConfigError(f"cannot sample in {spec.steps} steps: expected 2 to {timesteps}")
+        if spec.steps is None:
+            return discrete.transitions(make())
+        if spec.spacing == "time":
+            return discrete.transitions(make(schedules.evenly_spaced(timesteps, (spec.steps,))))
+        log_snrs = np.asarray(make().log_snr, np.float64)
+        grid = choose("sample.spacing", spec.spacing, SPACINGS)(spec.steps, log_snrs[-1], log_snrs[0], log_snr_of=None)
+        return discrete.transitions(make(schedules.nearest(log_snrs, grid)))
+
+    return make(), read, log_var, steps
 
 
-def _network_builder(*, image_size: int, out_channels: int) -> Callable[..., Network]:
-    def build(
-        *,
-        model_channels: int,
-        channel_mult: tuple[int, ...],
-        num_res_blocks: int,
-        attention_resolutions: tuple[int, ...],
-        num_heads: int,
-        num_classes: int | None,
-        norm_groups: int,
-        scale_shift_norm: bool,
-        dropout: float,
-        dtype: str,
-        remat: bool,
-    ) -> Network:
-        counts = {"model_channels": model_channels, "num_res_blocks": num_res_blocks, "num_heads": num_heads}
-        counts |= {} if num_classes is None else {"num_classes": num_classes}
-        for name, value in (counts | {"channel_mult": min(channel_mult, default=0)}).items():
-            check_positive(f"model.{name}", value)
-        return make_network(
-            image_size=image_size,
-            in_channels=IMAGE_CHANNELS,
-            out_channels=out_channels,
-            model_channels=model_channels,
-            channel_mult=tuple(channel_mult),
-            num_res_blocks=num_res_blocks,
-            attention_resolutions=tuple(attention_resolutions),
-            num_heads=num_heads,
-            num_classes=num_classes,
-            norm_groups=norm_groups,
-            scale_shift_norm=scale_shift_norm,
-            dropout=dropout,
-            dtype=choose("model.dtype", dtype, DTYPES),
-            remat=remat,
-        )
+def _continuous(*, schedule: str, prediction: str, log_snr_range: tuple[float, ...]):
+    log_snr_of = choose("diffusion.schedule", schedule, LOG_SNRS)
+    read = choose("diffusion.prediction", prediction, PREDICTIONS)
+    low, high = log_snr_range if len(log_snr_range) == 2 else (0.0, 0.0)
+    if not low < high:
+        raise ConfigError(f"config.diffusion.log_snr_range is {log_snr_range}, expected two ascending numbers")
 
-    return build
+    def steps(spec: SamplerSpec) -> Transition:
+        if spec.steps is None or spec.steps < 2:
+            raise ConfigError(f"cannot sample in {spec.steps} steps: a process in continuous time needs at least 2")
+        grid = choose("sample.spacing", spec.spacing, SPACINGS)
+        return continuous.transitions(grid(spec.steps, low, high, log_snr_of=log_snr_of))
+
+    return None, read, None, steps
 
 
-def make_training_objective(config, model: DiffusionModel) -> Objective:
-    """Builds the loss from config.objective, which also holds the keyword arguments of the loss function."""
+PROCESSES = {"discrete": _discrete, "continuous": _continuous}
+
+
+def make_training_task(config, model: DiffusionModel) -> Task:
+    """Builds the task from config.objective, which also holds the keyword arguments of the loss function."""
     settings = dict(config.objective)
+    check_type("objective.label_dropout", label_dropout := settings.pop("label_dropout", 0.0), float)
+    if not 0 <= label_dropout < 1 or (label_dropout and model.null_label is None):
+        raise ConfigError(
+            f"config.objective.label_dropout is {label_dropout}, expected a number in [0, 1), and above 0 only for a "
+            f"network that knows a null label (config.model.null_label)"
+        )
+    make_times_and_loss = _continuous_objective if model.process is None else _discrete_objective
+    times, loss_terms, terms = make_times_and_loss(config, model, settings)
+    return diffusion.make_diffusion_task(
+        model.network,
+        model.codec,
+        times,
+        model.denoiser,
+        loss_terms,
+        terms=terms,
+        conditional=model.num_classes is not None,
+        dropout=config.model.get("dropout", 0.0) > 0,
+        label_dropout=label_dropout,
+        null_label=model.null_label,
+    )
+
+
+def _discrete_objective(config, model: DiffusionModel, settings: dict[str, Any]):
     name, sampling = settings.pop("name"), settings.pop("timestep_sampling")
     function = choose("objective.name", name, OBJECTIVES)
     if name == "hybrid" and config.diffusion.variance != "learned_range":
@@ -208,42 +298,73 @@ def make_training_objective(config, model: DiffusionModel) -> Objective:
             f"config.objective.name is 'hybrid', whose bound trains the variance, but config.diffusion.variance is "
             f"{config.diffusion.variance!r}: expected 'learned_range'"
         )
-    check_fields(function, "objective", settings)
-    return make_objective(
-        model.network,
-        partial(function, model.process, model.param, **settings),
-        model.process.num_timesteps,
-        conditional=model.num_classes is not None,
-        dropout=config.model.dropout > 0,
-        importance_sampling=choose("objective.timestep_sampling", sampling, IMPORTANCE_SAMPLING),
-    )
+    error = choose("diffusion.prediction", config.diffusion.prediction, ERRORS)
+    given = {"num_timesteps": model.process.num_timesteps} if name == "vlb" else {}
+    check_fields(function, "objective", settings, given=given)
+    times = choose("objective.timestep_sampling", sampling, TIMESTEP_SAMPLING)(model.process)
+    return times, partial(function, error, **settings, **given), ("mse", "vb")
+
+
+def _continuous_objective(config, model: DiffusionModel, settings: dict[str, Any]):
+    choose("objective.name", settings.pop("name"), {"weighted": losses.weighted_loss})
+    tables = {"weight": WEIGHTS, "density": DENSITIES}
+    functions = {field: choose(f"objective.{field}", settings.pop(field), table) for field, table in tables.items()}
+    log_snr_of = {"log_snr_of": LOG_SNRS[config.diffusion.schedule]}
+    options = {field: dict(settings.pop(f"{field}_options", {})) for field in tables}
+    if settings:
+        raise ConfigError(f"config.objective has no field {', '.join(settings)}")
+    check_fields(functions["weight"], "objective.weight_options", options["weight"])
+    check_fields(functions["density"], "objective.density_options", options["density"], given=log_snr_of)
+    times = diffusion.log_snrs(partial(functions["density"], **options["density"], **log_snr_of))
+    weight = partial(functions["weight"], **options["weight"])
+    return times, partial(losses.weighted_loss, weight), ("x0_mse",)
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-    """Builds Adam from config.optimizer."""
-    return construct(_adam, "optimizer", config.optimizer)
+    """Builds the optimizer of config.optimizer with its learning rate."""
+    settings = dict(config.optimizer)
+    function = choose("optimizer.name", settings.pop("name", "adam"), OPTIMIZERS)
+    shared = {name: settings.pop(name) for name in tuple(settings) if name in LEARNING_RATE_FIELDS}
+    learning_rate, clip = construct(_learning_rate, "optimizer", shared, given={"total_steps": config.train.steps})
+    check_fields(function, "optimizer", settings, given=dict.fromkeys(shared))
+    for name in ("b1", "b2"):
+        if not 0 <= settings[name] < 1:
+            raise ConfigError(f"config.optimizer.{name} is {settings[name]}, expected a number in [0, 1)")
+    return optax.chain(clip, function(learning_rate, **settings))
 
 
-def _adam(*, lr: float, b1: float, b2: float, warmup_steps: int, anneal_steps: int | None, clip_norm: float | None):
+def _learning_rate(
+    *,
+    lr: float,
+    warmup_steps: int,
+    clip_norm: float | None,
+    total_steps: int,
+    anneal_steps: int | None = None,
+    cooldown_steps: int | None = None,
+    inverse_sqrt_after: int | None = None,
+):
     if lr <= 0:
         raise ConfigError(f"config.optimizer.lr is {lr}, expected a positive learning rate")
-    for name, beta in (("b1", b1), ("b2", b2)):
-        if not 0 <= beta < 1:
-            raise ConfigError(f"config.optimizer.{name} is {beta}, expected a number in [0, 1)")
     if warmup_steps < 0:
         raise ConfigError(f"config.optimizer.warmup_steps is {warmup_steps}, expected 0 or more")
-    if anneal_steps is not None:
-        check_positive("optimizer.anneal_steps", anneal_steps)
     if clip_norm is not None and clip_norm <= 0:
         raise ConfigError(f"config.optimizer.clip_norm is {clip_norm}, expected a positive norm or None")
-
-    def learning_rate(count):
-        warmed = jnp.minimum(1.0, (count + 1) / max(warmup_steps, 1))
-        left = 1.0 if anneal_steps is None else jnp.maximum(0.0, 1 - count / anneal_steps)
-        return lr * warmed * left
-
+    shapes = {
+        "anneal_steps": (anneal_steps, lambda end: optimizer.linear_to_zero(0, end)),
+        "cooldown_steps": (cooldown_steps, lambda n: optimizer.linear_to_zero(total_steps - n, total_steps)),
+        "inverse_sqrt_after": (inverse_sqrt_after, optimizer.inverse_sqrt),
+    }
+    shapes = {name: (value, make) for name, (value, make) in shapes.items() if value is not None}
+    for name, (value, _) in shapes.items():
+        check_positive(f"optimizer.{name}", value)
+    if len(shapes) > 1:
+        raise ConfigError(f"config.optimizer sets {' and '.join(shapes)}: expected one of them at the most")
+    shape = next((make(value) for value, make in shapes.values()), optimizer.constant)
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optax.adam(learning_rate, b1=b1, b2=b2))
+    return optimizer.warmed_up(lr, warmup_steps, shape), clip
+
+
+LEARNING_RATE_FIELDS = tuple(inspect.signature(_learning_rate).parameters)
 
 
 class Training(NamedTuple):
@@ -276,6 +397,7 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
             f"config.train.keep_checkpoints (None keeps all) and config.eval.inception (without, nothing is scored)"
         )
     check_ema_rates(ema.rates)
+    check_type("ema.warmup", ema.warmup, bool)
     share = mesh.size * train.accumulate
     if train.batch_size % share:
         raise ConfigError(
@@ -284,18 +406,19 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
         )
     model = make_diffusion_model(config)
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    objective, optimizer = gathering(make_training_objective(config, model), replicated), make_optimizer(config)
+    task, optimizer = gathering(make_training_task(config, model), replicated), make_optimizer(config)
+    averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=_power_lengths(ema))
 
     def init(key: Key) -> TrainState:
-        return init_state(key, model.network, optimizer, objective, ema.rates)
+        return init_state(key, task, optimizer, averages)
 
     abstract_state = jax.eval_shape(init, jax.random.key(0))
     state_sharding = shard(abstract_state, mesh, choose("train.shard", train.shard, SHARDED))
     return Training(
         model,
         init,
-        make_train_step(objective, optimizer, ema_warmup=ema.warmup, accumulate=train.accumulate),
-        make_diagnosis(objective, accumulate=train.accumulate),
+        make_train_step(task, optimizer, averages, accumulate=train.accumulate),
+        make_diagnosis(task, accumulate=train.accumulate),
         jax.tree.map(with_sharding, abstract_state, state_sharding),
         state_sharding,
         replicated,
@@ -303,17 +426,17 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     )
 
 
-def gathering(objective: Objective, replicated: jax.sharding.NamedSharding) -> Objective:
-    """An objective that brings divided parameters together before it uses them.
+def gathering(task: Task, replicated: jax.sharding.NamedSharding) -> Task:
+    """A task that brings divided parameters together before it uses them.
 
     Their gradient is whole, too. Left to itself, XLA divides the convolutions as it finds parameters or moments
     divided: in loops, and with more memory instead of less.
     """
 
     def loss(params, examples, key):
-        return objective.loss(jax.lax.with_sharding_constraint(params, replicated), examples, key)
+        return task.loss(jax.lax.with_sharding_constraint(params, replicated), examples, key)
 
-    return objective._replace(loss=loss)
+    return task._replace(loss=loss)
 
 
 def shard(abstract: TrainState, mesh: jax.sharding.Mesh, parts: Sequence[str]) -> TrainState:
@@ -341,8 +464,9 @@ def shard(abstract: TrainState, mesh: jax.sharding.Mesh, parts: Sequence[str]) -
 def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Batch, Key]:
     """Shapes, dtypes and shardings of a step's arguments, to compile it without data or a model in memory."""
     n = config.train.batch_size
-    pixels = jax.ShapeDtypeStruct((n, *training.model.image_shape), jnp.uint8)
-    batch = with_sharding(Batch(pixels, jax.ShapeDtypeStruct((n,), jnp.int32)), training.over_data)
+    size = config.data.image_size
+    pixels = jax.ShapeDtypeStruct((n, size, size, IMAGE_CHANNELS), jnp.uint8)
+    batch = with_sharding(Batch(pixels, {"y": jax.ShapeDtypeStruct((n,), jnp.int32)}), training.over_data)
     key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
     return training.abstract_state, batch, key
 
@@ -394,43 +518,79 @@ def make_dataset(config, split: str) -> Dataset:
     return dataset
 
 
-def make_sampler(
-    model: DiffusionModel, mesh: jax.sharding.Mesh, *, sampler: str, steps: int | None, eta: float
-) -> Generator:
-    """Builds the compiled generator.
+def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
+    """Reads a sampler from config.sample; `changes` that are not None replace its values.
 
-    Args:
-        model: the diffusion model.
-        mesh: devices.
-        sampler: "ancestral", "ddim" or "dpmpp_2m".
-        steps: network calls per image; None takes every timestep.
-        eta: noise of DDIM, in [0, 1]; no other sampler takes any.
+    Raises:
+        ConfigError: a value of another type.
     """
-    step = choose("sample.sampler", sampler, SAMPLERS)
-    check_type("sample.eta", eta, float)
-    check_type("sample.steps", steps, int | None)
-    if sampler == "ddim":
-        if not 0 <= eta <= 1:
-            raise ConfigError(f"eta is {eta}, expected a number in [0, 1]")
-        step = samplers.single(partial(samplers.ddim_step, eta=eta))
-    elif eta:
-        raise ConfigError(f"eta is {eta}, but only the sampler 'ddim' has one")
-    if steps is not None and not 2 <= steps <= model.process.num_timesteps:
-        raise ConfigError(f"cannot sample in {steps} steps: expected 2 to {model.process.num_timesteps}")
-    return make_generator(
-        model.network,
-        model.respaced(steps),
-        model.param,
-        step,
-        model.image_shape,
+    names = [field.name for field in fields(SamplerSpec)]
+    values = {name: settings[name] for name in names if name in settings}
+    values |= {name: value for name, value in changes.items() if value is not None}
+    check_fields(SamplerSpec, "sample", values)
+    return SamplerSpec(**{name: _tuples(value) for name, value in values.items()})
+
+
+def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec) -> Draw:
+    """Builds the compiled sampler of a spec.
+
+    Raises:
+        ConfigError: a sampler that does not exist, or a setting that it does not take.
+    """
+    sampler = choose("sample.sampler", spec.sampler, SAMPLERS)
+    if not 0 <= spec.eta <= 1:
+        raise ConfigError(f"eta is {spec.eta}, expected a number in [0, 1]")
+    if spec.sampler == "ddim":
+        sampler = partial(sampler, eta=spec.eta)
+    elif spec.sampler == "heun":
+        if spec.eta and model.process is not None:
+            raise ConfigError(f"eta is {spec.eta}, but heun adds noise in continuous time only")
+        sampler = partial(sampler, churn=spec.eta * samplers.MAX_CHURN, level_of=continuous.level_of)
+    elif spec.eta:
+        raise ConfigError(f"eta is {spec.eta}, but only the samplers 'ddim' and 'heun' have one")
+
+    def denoiser_of(params: Params) -> Denoiser:
+        return denoiser.clipped(_guided(model, model.denoiser(partial(model.network.apply, params)), spec))
+
+    return make_draw(
+        sampler,
+        model.steps(spec),
+        denoiser_of,
+        model.codec,
         conditional=model.num_classes is not None,
         mesh=mesh,
     )
 
 
+def _guided(model: DiffusionModel, denoise: Denoiser, spec: SamplerSpec) -> Denoiser:
+    if spec.guidance == 1:
+        if spec.interval is not None or spec.rescale:
+            raise ConfigError("interval and rescale are of guidance, which is off at scale 1")
+        return denoise
+    if model.null_label is None:
+        raise ConfigError(
+            f"guidance is {spec.guidance}, but this model knows no null label: train with config.model.null_label and "
+            f"config.objective.label_dropout, or take --guidance=1"
+        )
+    if spec.guidance < 0 or not 0 <= spec.rescale <= 1:
+        raise ConfigError(f"expected guidance >= 0 and rescale in [0, 1], got {spec.guidance} and {spec.rescale}")
+    if spec.interval is not None and not (len(spec.interval) == 2 and spec.interval[0] < spec.interval[1]):
+        raise ConfigError(f"interval is {spec.interval}, expected two ascending log SNRs")
+    guide = guidance.unconditional(denoise, model.null_label)
+    return guidance.guided(denoise, guide, scale=spec.guidance, interval=spec.interval, rescale=spec.rescale)
+
+
 def make_mesh() -> jax.sharding.Mesh:
     """All devices in a row, with the axis "data"."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def _power_lengths(ema) -> tuple[float, ...]:
+    lengths = ema.get("power_lengths", ())
+    check_type("ema.power_lengths", lengths, tuple[float, ...])
+    if bad := [length for length in lengths if not 0.001 <= length <= 0.28]:
+        raise ConfigError(f"config.ema.power_lengths has {bad[0]}, expected numbers in [0.001, 0.28]")
+    return tuple(lengths)
 
 
 def check_ema_rates(rates: Any) -> None:

@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fooddiff.commands.workdir import read_config, to_json
-from fooddiff.convert.importing import read_exported
 from fooddiff.convert.torch_zip import write_state_dict
 from fooddiff.data import sources
 from fooddiff.data.cache import load_dataset
@@ -39,6 +38,7 @@ from fooddiff.eval.images import open_images
 from fooddiff.eval.stats import Stats, read_stats, write_stats
 from fooddiff.eval.weights import load_inception
 from fooddiff.model.torch_file import load_state_dict
+from fooddiff.runs.weights_file import read_weights
 from fooddiff.train.record import read_scalars
 from tests import tiny
 from tests.random_stem import random_stem
@@ -84,7 +84,7 @@ def readers() -> dict[str, Reader]:
         picture = Image.fromarray(images[0])
         metrics = "".join(json.dumps({"step": step, "train/loss": 1 / step}) + "\n" for step in range(1, 9))
         about = {"config": to_json(tiny.config(folder)), "class_names": [str(y) for y in range(10)], "step": 1}
-        metadata = {name: json.dumps(value) for name, value in about.items()} | {"weights": "raw"}
+        metadata = {name: json.dumps(value) for name, value in about.items()} | {"weights": "raw", "format": "1", "images_seen": "0"}
         inside = {
             "array in images.npz": Reader("images.npz", _npy(images), _read_images, _zipped("arr_0.npy")),
             "labels in images.npz": Reader(
@@ -108,7 +108,7 @@ def readers() -> dict[str, Reader]:
             "state dict .pt": reader("model.pt", lambda p: write_state_dict(p, tensors), load_state_dict),
             "older state dict .pt": reader("older.pt", save(older), load_state_dict),
             "exported .safetensors": reader(
-                "model.safetensors", lambda p: safetensors.numpy.save_file(tensors, p, metadata), read_exported
+                "model.safetensors", lambda p: safetensors.numpy.save_file(tensors, p, metadata), read_weights
             ),
             "Inception .npz": reader("stem.npz", lambda p: np.savez(p, **random_stem()), _read_inception),
             "Inception .safetensors": reader(

@@ -13,17 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fooddiff.diffusion.losses import hybrid_loss, mse_loss, vlb_loss
-from fooddiff.diffusion.process import GaussianDiffusion, make_process, make_tables, x0_from_eps
-from fooddiff.diffusion.reverse import (
-    Parameterization,
-    eps_target,
+from fooddiff.diffusion.denoiser import (
+    Denoiser,
+    eps_error,
     fixed_large,
     fixed_small,
     learned_range,
-    x0_as_predicted,
-    x0_target,
+    make_denoiser,
+    read_eps,
+    read_x0,
+    x0_error,
 )
+from fooddiff.diffusion.discrete import GaussianDiffusion, make_process, make_tables
+from fooddiff.diffusion.losses import hybrid_loss, mse_loss, vlb_loss
 from fooddiff.diffusion.schedule import cosine_betas, evenly_spaced, integer_stride, linear_betas
 
 GOLDEN = Path(os.environ.get("FOODDIFF_GOLDEN_DIR") or Path(__file__).parent / "golden").resolve()
@@ -112,18 +114,13 @@ def make_case_process(config: Mapping[str, Any]) -> GaussianDiffusion:
     return make_case_tables(config, make_process)
 
 
-def make_case_param(config: Mapping[str, Any]) -> Parameterization:
-    """What the network of a case predicts."""
-    predicts_x0 = config.get("predict_xstart", False)
+def make_case_denoiser(config: Mapping[str, Any], apply: Callable) -> Denoiser:
+    """The network of a case, read as what it predicts."""
     if config.get("learn_sigma", False):
         log_var = learned_range
     else:
         log_var = fixed_small if config.get("sigma_small", False) else fixed_large
-    return Parameterization(
-        to_x0=x0_as_predicted if predicts_x0 else x0_from_eps,
-        target=x0_target if predicts_x0 else eps_target,
-        log_var=log_var,
-    )
+    return make_denoiser(apply, read_x0 if config.get("predict_xstart", False) else read_eps, log_var)
 
 
 def vb_weight(config: Mapping[str, Any], num_timesteps: int) -> float:
@@ -132,12 +129,13 @@ def vb_weight(config: Mapping[str, Any], num_timesteps: int) -> float:
 
 
 def make_case_loss(config: Mapping[str, Any], num_timesteps: int) -> Callable:
-    """The objective of a case."""
+    """The objective of a case: (denoise, x_0, step, eps, cond) -> terms."""
+    error = x0_error if config.get("predict_xstart", False) else eps_error
     if config.get("use_kl", False):
-        return vlb_loss
+        return partial(vlb_loss, error, num_timesteps=num_timesteps)
     if config.get("learn_sigma", False):
-        return partial(hybrid_loss, vb_weight=vb_weight(config, num_timesteps))
-    return mse_loss
+        return partial(hybrid_loss, error, vb_weight=vb_weight(config, num_timesteps))
+    return partial(mse_loss, error)
 
 
 def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def evaluation(*, step=200, weights="raw", value=5.0, n=303, metric="FD-64[stem 
             "identity": {"kind": "generated", "sha256": "1" * 64},
             "n": n,
             "made_by": {
-                "step": step, "weights": weights, "sampler": sampler, "sampling_steps": 20, "eta": 0.0, "seed": 0,
+                "step": step, "weights": weights, "sampling": {"sampler": sampler, "steps": 20}, "seed": 0,
             },
         },
         "reference": {"name": "archive test", "identity": {"sha256": "2" * 64}, "n": 6060},

@@ -14,6 +14,7 @@ ORDER = [
     "keys",
     "xla",
     "processes",
+    "codec",
     "diffusion",
     "model",
     "data",
@@ -21,14 +22,19 @@ ORDER = [
     "sample",
     "eval",
     "report",
+    "runs",
     "build",
     "commands",
     "convert",
+    "api",
     "bench",
 ]
-DIFFUSION_ORDER = ["schedule", "process", "reverse", "losses", "samplers", "likelihood", "timesteps"]
+DIFFUSION_ORDER = [
+    "schedule", "timesteps", "weights", "level", "discrete", "continuous",
+    "denoiser", "guidance", "losses", "samplers", "likelihood",
+]  # fmt: skip
 ROOMS = {
-    "flax": {"model/unet.py", "model/network.py"},
+    "flax": {"model/unet.py", "model/uvit.py", "model/network.py"},
     "orbax": {"train/checkpoint.py"},
     "tensorflow_datasets": {"data/sources/food101_tfds.py"},
     "matplotlib": {"report/figures.py", "report/svg.py"},
@@ -36,7 +42,7 @@ ROOMS = {
     "sklearn": {"data/sources/sklearn_digits.py"},
     "tensorboardX": {"train/record.py"},
     "wandb": {"train/record.py"},
-    "safetensors": {"eval/weights.py", "convert/importing.py", "convert/exporting.py"},
+    "safetensors": {"eval/weights.py", "runs/weights_file.py"},
     "ml_collections": {
         "build.py",
         "bench/__main__.py",

@@ -19,7 +19,12 @@ def build_all(config):
     [
         ("diffusion__timesteps", 1, "at least 2 timesteps, got 1"),
         ("diffusion__schedule", "sine", "config.diffusion.schedule is 'sine', expected one of linear, cosine"),
-        ("diffusion__prediction", "v", "expected one of eps, x_0"),
+        ("diffusion__prediction", "noise", "expected one of eps, x_0, v, flow, edm"),
+        ("diffusion__prediction", "flow", "is 'flow', expected one of eps, x_0, v"),
+        ("diffusion__time", "ordinary", "expected one of discrete, continuous"),
+        ("model__network", "vit", "expected one of unet, uvit"),
+        ("optimizer__name", "sgd", "expected one of adam, adamw, muon"),
+        ("objective__label_dropout", 0.1, "only for a network that knows a null label"),
         ("diffusion__variance", "learned", "expected one of fixed_small, fixed_large, learned_range"),
         ("diffusion__variance", "fixed_large", "expected 'learned_range'"),
         ("objective__name", "l1", "expected one of mse, hybrid, vlb"),

@@ -33,7 +33,7 @@ def trained(workspace):
 
 def draw(run, **changes):
     settings = dict(
-        step=None, weights="ema", classes=("1", "3"), per_class=2, sampler="ancestral", sampling_steps=None, eta=0.0,
+        step=None, weights="ema", classes=("1", "3"), per_class=2, spec={},
         seed=0, batch_size=4, single_files=False, out=None,
     )  # fmt: skip
     sample.run(run, **(settings | changes))
@@ -114,7 +114,7 @@ def test_other_data_are_refused(workspace, trained, monkeypatch):
 
 def test_sampling_writes_a_grid_the_pixels_and_single_files(trained, tmp_path):
     draw(trained, out=tmp_path, single_files=True, classes=("3", "1"))
-    stem = "step_0000004_ema_0.995_ancestral4_seed0"
+    stem = "step_0000004_ema_0.995_ancestral-all_seed0"
     with np.load(tmp_path / f"{stem}.npz", allow_pickle=False) as file:
         images, labels = file["arr_0"], file["arr_1"]
     assert images.shape == (4, 8, 8, 3)
@@ -138,8 +138,8 @@ def test_samples_do_not_depend_on_the_batch_size_or_the_other_classes(trained, t
         (dict(classes=("pizza",)), "no class 'pizza': the model knows 0, 1, 2"),
         (dict(weights="ema_0.9"), "expected raw, ema_0.995"),
         (dict(step=3), r"no checkpoint of step 3 .* there are \[2, 4\]"),
-        (dict(sampler="euler"), "expected one of ancestral, ddim, dpmpp_2m"),
-        (dict(sampling_steps=9), "cannot sample in 9 steps: expected 2 to 4"),
+        (dict(spec=dict(sampler="euler")), "expected one of ancestral, ddim, dpmpp_2m"),
+        (dict(spec=dict(steps=9)), "cannot sample in 9 steps: expected 2 to 4"),
         (dict(per_class=0), "--per_class is 0, expected at least 1"),
         (dict(batch_size=-2), "--batch_size is -2, expected at least 1"),
     ],

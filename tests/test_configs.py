@@ -23,16 +23,17 @@ def test_init_step_and_sample_fit_together(name):
     model, state = training.model, training.abstract_state
     key = jax.eval_shape(lambda: jax.random.key(0))
     n = config.train.batch_size
-    batch = Batch(jax.ShapeDtypeStruct((n, *model.image_shape), jnp.uint8), jax.ShapeDtypeStruct((n,), jnp.int32))
+    pixels = jax.ShapeDtypeStruct((n, *model.codec.shape), jnp.uint8)
+    batch = Batch(pixels, {"y": jax.ShapeDtypeStruct((n,), jnp.int32)})
     after = jax.eval_shape(training.step, state, batch, key)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )
     sample = config.sample
-    generate = build.make_sampler(model, mesh, sampler=sample.sampler, steps=sample.steps, eta=sample.eta)
+    generate = build.make_sampler(model, mesh, build.sampler_spec(sample))
     ids = jax.ShapeDtypeStruct((sample.batch_size, 2), jnp.int32)
     images = jax.eval_shape(generate, state.params, key, ids)
-    assert images.shape == (sample.batch_size, *model.image_shape)
+    assert images.shape == (sample.batch_size, *model.codec.shape)
     assert images.dtype == jnp.uint8
 
 

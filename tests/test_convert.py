@@ -115,7 +115,8 @@ def test_an_imported_workdir_gives_the_references_output(golden, name):
     trained = load(run, name)
     assert trained.step == 0
     nhwc = np.moveaxis(case.arrays["x"], 1, -1)
-    out = jax.jit(trained.model.network.apply)(trained.params, nhwc, case.arrays["t"], case.arrays.get("y"))
+    cond = {"y": case.arrays["y"]} if "y" in case.arrays else {}
+    out = jax.jit(trained.model.network.apply)(trained.params, nhwc, case.arrays["t"], cond)
     expected = np.moveaxis(case.arrays["out"], 1, -1)
     np.testing.assert_allclose(out, expected, atol=1e-4 * abs(expected).max(), rtol=0)
 
@@ -123,8 +124,8 @@ def test_an_imported_workdir_gives_the_references_output(golden, name):
 def test_an_imported_workdir_is_sampled_like_any_other(golden, tmp_path):
     _, case, _, run = golden
     sample.run(
-        run, step=None, weights="ema", classes=load(run).class_names[-1:], per_class=2, sampler="ancestral",
-        sampling_steps=2, eta=0.0, seed=0, batch_size=2, single_files=False, out=tmp_path,
+        run, step=None, weights="ema", classes=load(run).class_names[-1:], per_class=2, spec=dict(steps=2),
+        seed=0, batch_size=2, single_files=False, out=tmp_path,
     )  # fmt: skip
     (path,) = tmp_path.glob("step_0000000_ema_0.995_*.npz")
     size = case.config["image_size"]

@@ -42,7 +42,7 @@ def threads():
 def assert_equal(left, right):
     for a, b in zip(left, right, strict=True):
         np.testing.assert_array_equal(a.pixels, b.pixels)
-        np.testing.assert_array_equal(a.y, b.y)
+        np.testing.assert_array_equal(a.cond["y"], b.cond["y"])
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -54,9 +54,9 @@ def test_batches_are_what_the_order_says(flip):
             data.images[i][:, ::-1] if flip and m else data.images[i] for i, m in zip(indices, mirrored, strict=True)
         ]
         np.testing.assert_array_equal(batch.pixels, expected)
-        np.testing.assert_array_equal(batch.y, data.labels[indices])
+        np.testing.assert_array_equal(batch.cond["y"], data.labels[indices])
         assert isinstance(batch, Batch)
-        assert (batch.pixels.dtype, batch.y.dtype) == (np.uint8, np.int32)
+        assert (batch.pixels.dtype, batch.cond["y"].dtype) == (np.uint8, np.int32)
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -93,7 +93,7 @@ def test_each_device_gets_only_its_own_rows():
 def test_batches_lie_sharded_on_the_devices():
     sharding = over_devices()
     (batch,) = take(1, sharding=sharding)
-    assert batch.pixels.sharding == batch.y.sharding == sharding
+    assert batch.pixels.sharding == batch.cond["y"].sharding == sharding
     assert [shard.data.shape for shard in batch.pixels.addressable_shards] == [(2, 4, 4, 3)] * 2
 
 
@@ -107,7 +107,7 @@ def test_no_implicit_transfers():
 
 def test_a_batch_may_be_larger_than_the_data_set():
     (batch,) = take(1, dataset(3), batch_size=8)
-    assert np.bincount(batch.y).min() >= 2
+    assert np.bincount(batch.cond["y"]).min() >= 2
 
 
 def test_the_next_batches_are_made_while_the_consumer_works():

@@ -1,9 +1,8 @@
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from fooddiff.data.preprocess import to_pixels, to_signed
+from fooddiff.data.preprocess import to_pixels
 
 
 def noise(height, width, channels=3):
@@ -76,17 +75,3 @@ def test_exif_orientation_is_ignored():
 def test_more_than_8_bits_are_refused_rather_than_clipped(mode):
     with pytest.raises(ValueError, match="more than 8 bits"):
         to_pixels(Image.new(mode, (8, 8)), 8)
-
-
-def test_to_signed_is_linear_from_minus_one_to_one():
-    levels = jnp.arange(256, dtype=jnp.uint8)
-    signed = to_signed(levels)
-    assert signed.dtype == jnp.float32
-    assert (float(signed[0]), float(signed[255])) == (-1.0, 1.0)
-    np.testing.assert_allclose(np.diff(signed), 2 / 255, rtol=1e-4)
-    np.testing.assert_array_equal(np.rint((np.asarray(signed) + 1) * 127.5), np.arange(256))
-
-
-def test_to_signed_refuses_floats():
-    with pytest.raises(ValueError, match="uint8"):
-        to_signed(jnp.zeros((2, 2)))

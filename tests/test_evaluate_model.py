@@ -57,7 +57,7 @@ def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_referenc
     (record,) = records(workspace, "step_0000004_raw_ddim-2_*_n360_*.json").values()
     assert record["samples"]["n_per_class"] == record["reference"]["n_per_class"]
     made_by = record["samples"]["made_by"]
-    assert (made_by["sampler"], made_by["sampling_steps"], made_by["weights"]) == ("ddim", 2, "raw")
+    assert (made_by["sampling"]["sampler"], made_by["sampling"]["steps"], made_by["weights"]) == ("ddim", 2, "raw")
 
 
 def test_two_checkpoints_are_compared_in_pairs(workspace, capsys):

@@ -158,7 +158,7 @@ def test_sampling_refuses_a_damaged_checkpoint(run, damage):
 
 def draw(run):
     sample.run(
-        run, step=None, weights="raw", classes=(), per_class=1, sampler="ancestral", sampling_steps=None, eta=0.0,
+        run, step=None, weights="raw", classes=(), per_class=1, spec={},
         seed=0, batch_size=4, single_files=False, out=None,
     )  # fmt: skip
 

@@ -1,18 +1,18 @@
 """The diffusion package against the reference's arrays, for every case of a golden directory."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fooddiff.diffusion.denoiser import clipped
+from fooddiff.diffusion.discrete import GaussianDiffusion, level_at, transition_at, transitions
+from fooddiff.diffusion.level import Level, add_noise, q_posterior
 from fooddiff.diffusion.likelihood import bits_per_dim
 from fooddiff.diffusion.losses import bound_term, prior_term
-from fooddiff.diffusion.process import GaussianDiffusion, q_posterior, q_sample
-from fooddiff.diffusion.reverse import reverse_gaussian
-from fooddiff.diffusion.samplers import ancestral_step, ddim_reverse_step, ddim_step, sample, single
+from fooddiff.diffusion.samplers import ancestral, ancestral_step, ddim, ddim_step
 from fooddiff.diffusion.timesteps import empty_history, second_moment_probs, update_history
 from tests import golden_cases
 from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
@@ -62,27 +62,27 @@ def report():
 def probe(config: dict) -> Callable:
     """The "network" of the golden arrays: eps and, when the variance is learned, its channels."""
 
-    def denoise(x_t, t, y):
+    def apply(x_t, t, cond):
         s = t[:, None, None, None]
         eps = 0.7 * x_t + 0.2 * jnp.sin(s / 100)
         v = [jnp.tanh(x_t) * jnp.cos(s / 50)] if config.get("learn_sigma", False) else []
         return jnp.concatenate([eps, *v], axis=-1)
 
-    return denoise
+    return apply
 
 
 def tables(case: Case) -> dict[str, np.ndarray]:
     """Our float64 tables under the reference's names."""
     ours = golden_cases.make_case_tables(case.config)
+    alpha_bar = ours.sqrt_alpha_bar**2
     return dict(
         timestep_map=ours.timesteps,
         betas=np.exp(ours.log_beta),
-        alphas_cumprod=ours.alpha_bar,
-        alphas_cumprod_prev=ours.alpha_bar_prev,
-        alphas_cumprod_next=ours.alpha_bar_next,
+        alphas_cumprod=alpha_bar,
+        alphas_cumprod_prev=np.append(1.0, alpha_bar[:-1]),
+        log_snr=ours.log_snr,
         sqrt_alphas_cumprod=ours.sqrt_alpha_bar,
         sqrt_one_minus_alphas_cumprod=ours.sqrt_one_minus_alpha_bar,
-        log_one_minus_alphas_cumprod=ours.log_one_minus_alpha_bar,
         sqrt_recip_alphas_cumprod=ours.sqrt_recip_alpha_bar,
         sqrt_recipm1_alphas_cumprod=ours.sqrt_recipm1_alpha_bar,
         posterior_variance=np.append(0.0, np.exp(ours.posterior_log_var[1:])),
@@ -96,27 +96,32 @@ def golden_tables(case: Case) -> dict[str, np.ndarray]:
     """The stored tables and, by their definitions, those that the files leave out."""
     alpha_bar = case.arrays["alphas_cumprod"]
     derived = dict(
-        alphas_cumprod_next=np.append(alpha_bar[1:], 0.0),
+        log_snr=np.log(alpha_bar) - np.log(1 - alpha_bar),
         sqrt_alphas_cumprod=np.sqrt(alpha_bar),
         sqrt_one_minus_alphas_cumprod=np.sqrt(1 - alpha_bar),
-        log_one_minus_alphas_cumprod=np.log(1 - alpha_bar),
     )
     return derived | case.arrays
 
 
+def noisier(process: GaussianDiffusion, t) -> Level:
+    """The level of t + 1; beyond the last there is noise alone."""
+    last = (t + 1 == process.num_timesteps).astype(jnp.float32)
+    level = level_at(process, jnp.minimum(t + 1, process.num_timesteps - 1))
+    return level._replace(alpha=(1 - last) * level.alpha, sigma=jnp.where(last, 1.0, level.sigma))
+
+
 def maths(case: Case, compile: Callable = lambda fun: fun) -> dict[str, np.ndarray]:
     """Everything that is computed for one batch, under the reference's names."""
-    config, param = case.config, golden_cases.make_case_param(case.config)
-    denoise = probe(config)
+    config = case.config
+    denoise = golden_cases.make_case_denoiser(config, probe(config))
 
     def everything(process: GaussianDiffusion, x_0, eps, eps2, t):
-        x_t = q_sample(process, x_0, t, eps)
-        posterior = q_posterior(process, x_0, x_t, t)
-        model_t = process.model_timesteps[t]
-        out = denoise(x_t, model_t, None)
-        loss = golden_cases.make_case_loss(config, process.num_timesteps)(process, param, denoise, x_0, t, eps, None)
-        step = (process, param, out, x_t, t)
-        unclipped, clipped = (reverse_gaussian(*step, clip=clip) for clip in (False, True))
+        here = transition_at(process, t)
+        x_t = add_noise(here.level, x_0, eps)
+        posterior = q_posterior(here, x_0, x_t)
+        loss = golden_cases.make_case_loss(config, process.num_timesteps)(denoise, x_0, here, eps, {})
+        unclipped, within = (each(x_t, here.level, {}) for each in (denoise, clipped(denoise)))
+        encoding = here._replace(next=noisier(process, t))
 
         def variance(log_var, zero_at_first):  # there the posterior's variance is 0, and its logarithm t = 1's
             first = (t == 0)[:, None, None, None] & zero_at_first
@@ -128,23 +133,23 @@ def maths(case: Case, compile: Callable = lambda fun: fun) -> dict[str, np.ndarr
             q_posterior_mean=posterior.mean,
             q_posterior_log_variance=jnp.broadcast_to(posterior.log_var, x_t.shape),
             q_posterior_variance=variance(posterior.log_var, zero_at_first=True),
-            model_t=model_t,
-            p_mean_clip0=unclipped.mean,
+            model_t=here.level.network_time,
+            p_mean_clip0=q_posterior(here, unclipped.x_0, x_t).mean,
             p_variance_clip0=variance(unclipped.log_var, fixed_small),
             p_log_variance_clip0=jnp.broadcast_to(unclipped.log_var, x_t.shape),
             p_pred_xstart_clip0=unclipped.x_0,
-            p_mean_clip1=clipped.mean,
-            p_variance_clip1=variance(clipped.log_var, fixed_small),
-            p_log_variance_clip1=jnp.broadcast_to(clipped.log_var, x_t.shape),
-            p_pred_xstart_clip1=clipped.x_0,
+            p_mean_clip1=q_posterior(here, within.x_0, x_t).mean,
+            p_variance_clip1=variance(within.log_var, fixed_small),
+            p_log_variance_clip1=jnp.broadcast_to(within.log_var, x_t.shape),
+            p_pred_xstart_clip1=within.x_0,
             train_loss=loss.total,
             train_mse=loss.mse,
             train_vb=golden_cases.vb_weight(config, process.num_timesteps) * loss.vb,
-            vb_bpd=bound_term(process, param, out, x_0, x_t, t, clip=False),
-            prior_bpd=prior_term(process, x_0),
-            p_sample=ancestral_step(*step, eps2),
-            ddim_reverse=ddim_reverse_step(*step),
-            **{f"ddim_eta{eta}": ddim_step(*step, eps2, eta=eta) for eta in (0.0, 0.5, 1.0)},
+            vb_bpd=bound_term(unclipped, x_0, x_t, here),
+            prior_bpd=prior_term(x_0, level_at(process, jnp.full_like(t, process.num_timesteps - 1))),
+            p_sample=ancestral_step(within, x_t, here, eps2),
+            ddim_reverse=ddim_step(within, x_t, encoding, eps2),
+            **{f"ddim_eta{eta}": ddim_step(within, x_t, here, eps2, eta=eta) for eta in (0.0, 0.5, 1.0)},
         )
 
     images = (nhwc(case.arrays[name]) for name in ("x0", "eps", "eps2"))
@@ -156,18 +161,18 @@ def maths(case: Case, compile: Callable = lambda fun: fun) -> dict[str, np.ndarr
 def loops(case: Case) -> dict[str, np.ndarray]:
     """Whole sampling runs and the whole bound, under the reference's names and in its order of timesteps."""
     process = golden_cases.make_case_process(case.config)
-    param, denoise = golden_cases.make_case_param(case.config), probe(case.config)
+    denoise = clipped(golden_cases.make_case_denoiser(case.config, probe(case.config)))
     noises = jnp.asarray(nhwc(case.arrays["loop_noise"])[::-1])  # stored by iteration, T-1 first
 
     def noise(t):
         return noises[t]
 
     x_T = jnp.asarray(nhwc(case.arrays["loop_x_T"]))
-    run = partial(sample, process=process, param=param, denoise=denoise, x_T=x_T, noise=noise, y=None)
-    bound = bits_per_dim(process, param, denoise, nhwc(case.arrays["x0"][: len(x_T)]), noise, None)
+    steps = transitions(process)
+    bound = bits_per_dim(denoise, steps, nhwc(case.arrays["x0"][: len(x_T)]), noise, {})
     return dict(
-        loop_ancestral=nchw(run(single(ancestral_step))),
-        loop_ddim_eta0=nchw(run(single(partial(ddim_step, eta=0.0)))),
+        loop_ancestral=nchw(ancestral(denoise, steps, x_T, noise, {})),
+        loop_ddim_eta0=nchw(ddim(denoise, steps, x_T, noise, {})),
         bpd_total_bpd=bound.total,
         bpd_prior_bpd=bound.prior,
         bpd_vb=bound.vb[:, ::-1],

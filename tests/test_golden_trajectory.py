@@ -8,13 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from fooddiff import xla
+from fooddiff import codec, xla
 from fooddiff.diffusion.losses import LossTerms
 from fooddiff.model.network import abstract_params, make_network
 from fooddiff.model.openai import from_openai
-from fooddiff.train.objective import Examples, make_objective
+from fooddiff.model.unet import UNet
+from fooddiff.train.averages import make_averages
 from fooddiff.train.state import init_state
 from fooddiff.train.step import make_train_step
+from fooddiff.train.tasks.diffusion import Examples, make_diffusion_task, uniform_timesteps
 from tests import golden_cases
 from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 
@@ -53,43 +55,46 @@ def trajectory(case: Case) -> dict[str, np.ndarray]:
     """
     config, arrays = case.config, case.arrays
     unet = UNETS[config["unet"]]
-    network = make_network(**golden_cases.unet_arguments(unet.config))
+    network = make_network(UNet, **golden_cases.unet_arguments(unet.config))
     weights = from_openai(golden_cases.weights(unet), abstract_params(network))
 
     process = golden_cases.make_case_process(config["diffusion"])
-    param = golden_cases.make_case_param(config["diffusion"])
     loss_terms = golden_cases.make_case_loss(config["diffusion"], process.num_timesteps)
-    objective = make_objective(
+    task = make_diffusion_task(
         network,
-        partial(loss_terms, process, param),
-        process.num_timesteps,
+        codec.pixels(unet.config["image_size"]),
+        uniform_timesteps(process),
+        partial(golden_cases.make_case_denoiser, config["diffusion"]),
+        loss_terms,
+        terms=("mse", "vb"),
         conditional="y" in arrays,
         dropout=False,
-        importance_sampling=False,
     )
     no_losses = LossTerms(*(jnp.zeros(arrays["t"].shape[1:]) for _ in LossTerms._fields))
-    replay = objective._replace(
-        init=lambda: no_losses,
+    replay = task._replace(
+        init=lambda _: weights,
+        init_carried=lambda: no_losses,
         draw=lambda losses, examples, key: examples,
-        observe=lambda losses, examples, terms: (terms, objective.observe(None, examples, terms)[1]),
+        observe=lambda losses, examples, terms: (terms, task.observe(None, examples, terms)[1]),
     )
     assert config["optimizer"] == "adam"
     b1, b2 = config["betas"]
     optimizer = optax.adam(config["lr"], b1=b1, b2=b2, eps=config["eps"])
     key, rate = jax.random.key(0), config["ema_rate"]
-    state = init_state(key, network._replace(init=lambda _: weights), optimizer, replay, [rate])
-    step = xla.jit(make_train_step(replay, optimizer, ema_warmup=False))
+    averages = make_averages([rate], warmup=False, power_lengths=())
+    state = init_state(key, replay, optimizer, averages)
+    step = xla.jit(make_train_step(replay, optimizer, averages))
 
     terms = []
     for i in range(config["steps"]):
         t = jnp.asarray(arrays["t"][i], jnp.int32)
-        y = jnp.asarray(arrays["y"][i], jnp.int32) if "y" in arrays else None
-        examples = Examples(nhwc(arrays["x0"][i]), t, jnp.ones(t.shape), nhwc(arrays["eps"][i]), y)
+        cond = {"y": jnp.asarray(arrays["y"][i], jnp.int32)} if "y" in arrays else {}
+        examples = Examples(nhwc(arrays["x0"][i]), t, jnp.ones(t.shape), nhwc(arrays["eps"][i]), cond)
         state = step(state, examples, key)
-        terms.append(state.history)
+        terms.append(state.carried)
 
-    y = jnp.asarray(arrays["probe_y"], jnp.int32) if "probe_y" in arrays else None
-    probe = jax.jit(lambda params: network.apply(params, nhwc(arrays["probe_x"]), arrays["probe_t"], y))
+    cond = {"y": jnp.asarray(arrays["probe_y"], jnp.int32)} if "probe_y" in arrays else {}
+    probe = jax.jit(lambda params: network.apply(params, nhwc(arrays["probe_x"]), arrays["probe_t"], cond))
     weight = golden_cases.vb_weight(config["diffusion"], process.num_timesteps)
     return dict(
         loss=np.stack([term.total for term in terms]),

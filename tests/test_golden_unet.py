@@ -9,6 +9,7 @@ from fooddiff import xla
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.openai import from_openai, to_openai
 from fooddiff.model.torch_file import load_state_dict
+from fooddiff.model.unet import UNet
 from tests import golden_cases
 from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 
@@ -41,22 +42,22 @@ def report():
 
 def load(case: Case) -> tuple[Network, dict]:
     """A case's network and its parameters."""
-    network = make_network(**golden_cases.unet_arguments(case.config))
+    network = make_network(UNet, **golden_cases.unet_arguments(case.config))
     return network, from_openai(golden_cases.weights(case), abstract_params(network))
 
 
-def labels(arrays) -> jax.Array | None:
-    return jnp.asarray(arrays["y"], jnp.int32) if "y" in arrays else None
+def labels(arrays) -> dict[str, jax.Array]:
+    return {"y": jnp.asarray(arrays["y"], jnp.int32)} if "y" in arrays else {}
 
 
 def output_and_gradients(case: Case) -> dict[str, np.ndarray]:
     """out, and the gradients of sum(out * R), under the reference's names."""
     network, params = load(case)
     arrays = case.arrays
-    x, R, t, y = nhwc(arrays["x"]), nhwc(arrays["R"]), arrays["t"], labels(arrays)
+    x, R, t, cond = nhwc(arrays["x"]), nhwc(arrays["R"]), arrays["t"], labels(arrays)
 
     def objective(params):
-        out = network.apply(params, x, t, y)
+        out = network.apply(params, x, t, cond)
         return (out * R).sum(), out
 
     gradients, out = xla.jit(jax.grad(objective, has_aux=True))(params)
@@ -110,7 +111,7 @@ def test_openai_checkpoint(path, report):
     owners = [case for case in CASES if _same_arrays(golden_cases.weights(case), state_dict)]
     assert owners, f"{path.name} holds the weights of none of {[case.name for case in CASES]}"
     for case in owners:
-        network = make_network(**golden_cases.unet_arguments(case.config))
+        network = make_network(UNet, **golden_cases.unet_arguments(case.config))
         params = from_openai(state_dict, abstract_params(network))
         out = xla.jit(network.apply)(params, nhwc(case.arrays["x"]), case.arrays["t"], labels(case.arrays))
         golden = {"out of .pt": case.arrays["out"]}

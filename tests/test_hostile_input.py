@@ -495,8 +495,8 @@ def test_nobodys_checkpoint_makes_sampling_write_outside(tmp_path, monkeypatch):
     before = set(tmp_path.rglob("*"))
     with pytest.raises(WorkdirError, match=r"'\.\./\.\./\.\./outside' is not allowed"):
         sample.run(
-            tmp_path / "run", step=None, weights="raw", classes=(), per_class=1, sampler="ancestral",
-            sampling_steps=2, eta=0.0, seed=0, batch_size=10, single_files=True, out=None,
+            tmp_path / "run", step=None, weights="raw", classes=(), per_class=1, spec=dict(steps=2),
+            seed=0, batch_size=10, single_files=True, out=None,
         )  # fmt: skip
     assert set(tmp_path.rglob("*")) == before
 
@@ -547,7 +547,7 @@ def test_every_override_is_accepted_or_refused_by_name(data):
     message = ""
     try:
         training = build.make_training(config, mesh)
-        train._grid_generator(config, training.model, mesh)
+        train._grid_draw(config, training.model, mesh)
         jax.eval_shape(training.step, *build.abstract_step_arguments(config, training))
     except ValueError as error:
         message = str(error)

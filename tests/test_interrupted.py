@@ -29,13 +29,13 @@ class Drawing:
     def __init__(self, monkeypatch, *rooms):
         self.drawn, self._stop_at = 0, None
         for room in rooms:
-            monkeypatch.setattr(f"{room}.generate_batches", self._generate)
+            monkeypatch.setattr(f"{room}.draw_batches", self._generate)
 
     def stop_at(self, batch, number=signal.SIGTERM):
         self.drawn, self._stop_at, self._number = 0, batch, number
 
     def _generate(self, *arguments):
-        for images in generate.generate_batches(*arguments):
+        for images in generate.draw_batches(*arguments):
             if self.drawn == self._stop_at:
                 signal.raise_signal(self._number)
             self.drawn += 1
@@ -44,8 +44,8 @@ class Drawing:
 
 def draw(workspace, out):
     sample.run(
-        workspace / "run", step=None, weights="raw", classes=("1", "3"), per_class=4, sampler="ancestral",
-        sampling_steps=None, eta=0.0, seed=0, batch_size=2, single_files=False, out=out,
+        workspace / "run", step=None, weights="raw", classes=("1", "3"), per_class=4, spec={},
+        seed=0, batch_size=2, single_files=False, out=out,
     )  # fmt: skip
 
 

@@ -2,20 +2,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fooddiff.diffusion.likelihood import bits_per_dim
-from fooddiff.diffusion.losses import prior_term, vlb_loss
-from fooddiff.diffusion.process import make_process, x0_from_eps
-from fooddiff.diffusion.reverse import (
-    Parameterization,
-    eps_target,
+from fooddiff.diffusion.denoiser import (
+    clipped,
+    eps_error,
     fixed_small,
     learned_range,
-    x0_as_predicted,
-    x0_target,
+    make_denoiser,
+    read_eps,
+    read_x0,
 )
+from fooddiff.diffusion.discrete import level_at, make_process, transition_at, transitions
+from fooddiff.diffusion.likelihood import bits_per_dim
+from fooddiff.diffusion.losses import prior_term, vlb_loss
 from fooddiff.diffusion.schedule import cosine_betas
 
 PROCESS = make_process(cosine_betas(12))
+STEPS = transitions(PROCESS)
 
 
 @pytest.fixture
@@ -29,14 +31,16 @@ def draws():
 def test_the_bound_is_what_vlb_training_estimates(draws):
     """The mean of L_vlb over uniform t is the sum of the terms."""
     x_0, noises = draws
-    param = Parameterization(x0_from_eps, eps_target, learned_range)
 
-    def denoise(x_t, t, y):
-        return jnp.concatenate([0.6 * x_t + y[:, None, None, None], jnp.sin(x_t)], axis=-1)
+    def apply(x_t, t, cond):
+        return jnp.concatenate([0.6 * x_t + cond["y"][:, None, None, None], jnp.sin(x_t)], axis=-1)
 
-    y = jnp.array([0.1, -0.2])
-    bound = bits_per_dim(PROCESS, param, denoise, x_0, lambda t: noises[t], y, clip=False)
-    terms = [vlb_loss(PROCESS, param, denoise, x_0, jnp.full(2, t), noises[t], y) for t in range(12)]
+    denoise, cond = make_denoiser(apply, read_eps, learned_range), {"y": jnp.array([0.1, -0.2])}
+    bound = bits_per_dim(denoise, STEPS, x_0, lambda t: noises[t], cond)
+    terms = [
+        vlb_loss(eps_error, denoise, x_0, transition_at(PROCESS, jnp.full(2, t)), noises[t], cond, num_timesteps=12)
+        for t in range(12)
+    ]
     np.testing.assert_allclose(bound.vb, np.stack([term.vb for term in terms], axis=1), rtol=1e-4)
     np.testing.assert_allclose(bound.total - bound.prior, np.mean([term.total for term in terms], axis=0), rtol=1e-4)
     np.testing.assert_allclose(bound.eps_mse, np.stack([term.mse for term in terms], axis=1), rtol=1e-3)
@@ -44,22 +48,19 @@ def test_the_bound_is_what_vlb_training_estimates(draws):
 
 def test_knowing_x0_leaves_the_prior_and_the_last_step(draws):
     x_0, noises = draws
-    param = Parameterization(x0_as_predicted, x0_target, fixed_small)
-    bound = bits_per_dim(PROCESS, param, lambda *_: x_0, x_0, lambda t: noises[t], None)
+    denoise = clipped(make_denoiser(lambda *_: x_0, read_x0, fixed_small))
+    bound = bits_per_dim(denoise, STEPS, x_0, lambda t: noises[t], {})
     np.testing.assert_allclose(bound.vb[:, 1:], 0, atol=1e-5)
     np.testing.assert_array_equal(bound.x0_mse, 0)
     np.testing.assert_allclose(bound.eps_mse, 0, atol=1e-6)
-    np.testing.assert_allclose(bound.prior, prior_term(PROCESS, x_0))
+    np.testing.assert_allclose(bound.prior, prior_term(x_0, level_at(PROCESS, jnp.full(2, 11))))
     np.testing.assert_allclose(bound.total, bound.prior + bound.vb[:, 0], atol=1e-4)
 
 
 def test_clipping_is_a_choice(draws):
     x_0, noises = draws
-    param = Parameterization(x0_as_predicted, x0_target, fixed_small)
-    free, clipped = (
-        bits_per_dim(PROCESS, param, lambda *_: x_0 + 2, x_0, lambda t: noises[t], None, clip=clip)
-        for clip in (False, True)
-    )
+    denoise = make_denoiser(lambda *_: x_0 + 2, read_x0, fixed_small)
+    free, within = (bits_per_dim(each, STEPS, x_0, lambda t: noises[t], {}) for each in (denoise, clipped(denoise)))
     np.testing.assert_allclose(free.x0_mse, 4, rtol=1e-5)
-    assert (clipped.x0_mse < 4).all()
-    assert (clipped.total < free.total).all()
+    assert (within.x0_mse < 4).all()
+    assert (within.total < free.total).all()

@@ -1,15 +1,18 @@
 """`python -m fooddiff.eval bpd`: what it writes, what it depends on and what it refuses."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 
 from fooddiff import build
+from fooddiff.codec import to_signed
 from fooddiff.commands import likelihood, workdir
 from fooddiff.convert import importing
-from fooddiff.data.preprocess import to_signed
+from fooddiff.diffusion.denoiser import clipped
+from fooddiff.diffusion.discrete import transitions
 from fooddiff.diffusion.likelihood import bits_per_dim
 from fooddiff.eval.__main__ import main
 from fooddiff.keys import sample_noise, stream
@@ -77,8 +80,8 @@ def test_terms_are_those_of_each_image_with_its_own_label_and_noise(run, record,
     def one(x_0, y, row):
         ids = jax.numpy.stack([y, row])[None]
         return bits_per_dim(
-            model.process, model.param, lambda *inputs: model.network.apply(trained.params, *inputs), x_0[None],
-            lambda t: sample_noise(stream(key, "likelihood", t), ids, model.image_shape), y[None],
+            clipped(model.denoiser(partial(model.network.apply, trained.params))), transitions(model.process),
+            x_0[None], lambda t: sample_noise(stream(key, "likelihood", t), ids, model.codec.shape), {"y": y[None]},
         )  # fmt: skip
 
     images = [one(to_signed(dataset.images[row]), dataset.labels[row], np.int32(row)) for row in rows]

@@ -6,21 +6,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fooddiff.diffusion.losses import _tanh, bound_term, hybrid_loss, mse_loss, prior_term, vlb_loss
-from fooddiff.diffusion.process import make_process, make_tables, q_sample, x0_from_eps
-from fooddiff.diffusion.reverse import (
-    Parameterization,
-    eps_target,
+from fooddiff.diffusion.continuous import level_of
+from fooddiff.diffusion.denoiser import (
+    eps_error,
     fixed_small,
     learned_range,
-    x0_as_predicted,
-    x0_target,
+    make_denoiser,
+    read_eps,
+    read_x0,
+    x0_error,
+)
+from fooddiff.diffusion.discrete import level_at, make_process, make_tables, transition_at
+from fooddiff.diffusion.level import add_noise
+from fooddiff.diffusion.losses import (
+    _tanh,
+    bound_term,
+    hybrid_loss,
+    mse_loss,
+    prior_term,
+    vlb_loss,
+    weighted_loss,
 )
 from fooddiff.diffusion.schedule import cosine_betas
 
 PROCESS = make_process(cosine_betas(40))
-LEARNED = Parameterization(x0_from_eps, eps_target, learned_range)
 T = jnp.array([0, 1, 20, 39])
+HERE = transition_at(PROCESS, T)
+
+
+def learned(out):
+    """A denoiser that predicts eps and the variance and always says the same."""
+    return make_denoiser(lambda *_: out, read_eps, learned_range)
 
 
 @pytest.fixture
@@ -37,12 +53,14 @@ def gradient(batch, loss, field):
     x_0, eps, out = batch
 
     def total(out):
-        return getattr(loss(PROCESS, LEARNED, lambda *_: out, x_0, T, eps, None), field).sum()
+        return getattr(loss(learned(out), x_0, HERE, eps, {}), field).sum()
 
     return jnp.split(jax.grad(total)(out), 2, axis=-1)
 
 
-hybrid = partial(hybrid_loss, vb_weight=0.3)
+simple = partial(mse_loss, eps_error)
+hybrid = partial(hybrid_loss, eps_error, vb_weight=0.3)
+vlb = partial(vlb_loss, eps_error, num_timesteps=40)
 
 
 def test_hybrid_bound_trains_the_variance_only(batch):
@@ -59,50 +77,57 @@ def test_hybrid_mse_trains_the_prediction_only(batch):
 
 
 def test_vlb_trains_both(batch):
-    mean, variance = gradient(batch, vlb_loss, "total")
+    mean, variance = gradient(batch, vlb, "total")
     assert (mean[1:] != 0).any()
     assert (variance[1:] != 0).any()
 
 
-@pytest.mark.parametrize(("loss", "field"), [(mse_loss, "vb"), (vlb_loss, "mse")])
+@pytest.mark.parametrize(("loss", "field"), [(simple, "vb"), (vlb, "mse")])
 def test_what_is_only_reported_has_no_gradient(batch, loss, field):
     assert all((part == 0).all() for part in gradient(batch, loss, field))
 
 
 def test_totals_are_made_of_the_terms(batch):
     x_0, eps, out = batch
-    arguments = (PROCESS, LEARNED, lambda *_: out, x_0, T, eps, None)
-    mse, hybrid_terms, vlb = mse_loss(*arguments), hybrid(*arguments), vlb_loss(*arguments)
+    arguments = (learned(out), x_0, HERE, eps, {})
+    mse, hybrid_terms, bound = simple(*arguments), hybrid(*arguments), vlb(*arguments)
     np.testing.assert_array_equal(mse.total, mse.mse)
     np.testing.assert_allclose(hybrid_terms.total, hybrid_terms.mse + 0.3 * hybrid_terms.vb, rtol=1e-6)
-    np.testing.assert_allclose(vlb.total, 40 * vlb.vb, rtol=1e-6)
-    for terms in (hybrid_terms, vlb):
+    np.testing.assert_allclose(bound.total, 40 * bound.vb, rtol=1e-6)
+    for terms in (hybrid_terms, bound):
         np.testing.assert_allclose(terms.mse, mse.mse, rtol=1e-6)
         np.testing.assert_allclose(terms.vb, mse.vb, rtol=1e-6)
 
 
-def test_the_network_sees_xt_its_own_timestep_and_the_labels(batch):
+def test_the_denoiser_sees_xt_its_level_and_the_conditions(batch):
     x_0, eps, out = batch
     seen = []
 
     def denoise(*arguments):
         seen.extend(arguments)
-        return out
+        return learned(out)(*arguments)
 
-    y = jnp.arange(4)
-    hybrid(PROCESS, LEARNED, denoise, x_0, T, eps, y)
-    np.testing.assert_array_equal(seen[0], q_sample(PROCESS, x_0, T, eps))
-    np.testing.assert_array_equal(seen[1], PROCESS.model_timesteps[T])
-    np.testing.assert_array_equal(seen[2], y)
+    cond = {"y": jnp.arange(4)}
+    hybrid(denoise, x_0, HERE, eps, cond)
+    np.testing.assert_array_equal(seen[0], add_noise(HERE.level, x_0, eps))
+    assert seen[1] is HERE.level
+    assert seen[2] is cond
+
+
+def test_the_weighted_loss_is_the_squared_error_of_x0_times_the_weight(batch):
+    x_0, eps, out = batch
+    level = level_of(jnp.array([-15.0, -1.0, 1.0, 15.0]))
+    denoise = make_denoiser(lambda *_: out[..., :2], read_x0)
+    terms = weighted_loss(lambda log_snr: 3 + log_snr, denoise, x_0, level, eps, {})
+    mse = ((x_0 - out[..., :2]) ** 2).mean((1, 2, 3))
+    np.testing.assert_allclose(terms.x0_mse, mse, rtol=1e-6)
+    np.testing.assert_allclose(terms.total, (3 + np.array([-15.0, -1.0, 1.0, 15.0])) * mse, rtol=1e-5)
 
 
 def test_a_perfect_model_has_no_divergence(batch):
     x_0, eps, _ = batch
-    for param, out in [
-        (Parameterization(x0_from_eps, eps_target, fixed_small), eps),
-        (Parameterization(x0_as_predicted, x0_target, fixed_small), x_0),
-    ]:
-        terms = mse_loss(PROCESS, param, lambda *_, out=out: out, x_0, T, eps, None)
+    for read, error, out in [(read_eps, eps_error, eps), (read_x0, x0_error, x_0)]:
+        terms = mse_loss(error, make_denoiser(lambda *_, out=out: out, read, fixed_small), x_0, HERE, eps, {})
         np.testing.assert_array_equal(terms.mse, 0)
         np.testing.assert_allclose(terms.vb[1:], 0, atol=1e-5)
         assert terms.vb[0] > 0
@@ -111,7 +136,7 @@ def test_a_perfect_model_has_no_divergence(batch):
 def test_a_divergence_is_not_negative(batch):
     x_0, eps, out = batch
     for scale in (0.1, 1.0, 3.0):
-        vb = vlb_loss(PROCESS, LEARNED, lambda *_, scale=scale: scale * out, x_0, T, eps, None).vb
+        vb = vlb(learned(scale * out), x_0, HERE, eps, {}).vb
         assert (vb > -1e-6).all()
 
 
@@ -121,18 +146,19 @@ def test_decoder_is_a_distribution_over_the_256_values(mean, v):
     """At t = 0 the term is the code length of a pixel, so 2^-bits sums to 1; 256 images of one pixel."""
     x_0 = jnp.linspace(-1, 1, 256)[:, None, None, None]
     out = jnp.stack([jnp.full(256, mean), jnp.full(256, v)], axis=-1)[:, None, None]
-    param = Parameterization(x0_as_predicted, x0_target, learned_range)
-    bits = bound_term(PROCESS, param, out, x_0, x_0, jnp.zeros(256, jnp.int32), clip=False)
+    first = transition_at(PROCESS, jnp.zeros(256, jnp.int32))
+    prediction = make_denoiser(lambda *_: out, read_x0, learned_range)(x_0, first.level, {})
+    bits = bound_term(prediction, x_0, x_0, first)
     np.testing.assert_allclose((2.0**-bits).sum(), 1, atol=1e-4)
 
 
 def test_prior_term_is_the_divergence_from_a_standard_normal(batch):
     x_0, _, _ = batch
     betas = np.full(5, 0.2)
-    last = make_tables(betas).alpha_bar[-1]
+    last = make_tables(betas).sqrt_alpha_bar[-1] ** 2
     nats = 0.5 * (last * x_0.astype(np.float64) ** 2 - last - np.log(1 - last))
     expected = nats.mean(axis=(1, 2, 3)) / math.log(2)
-    np.testing.assert_allclose(prior_term(make_process(betas), x_0), expected, rtol=1e-5)
+    np.testing.assert_allclose(prior_term(x_0, level_at(make_process(betas), jnp.full(4, 4))), expected, rtol=1e-5)
 
 
 def test_tanh_is_rounded_right_where_it_saturates():

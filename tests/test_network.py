@@ -5,6 +5,7 @@ import pytest
 
 from fooddiff import xla
 from fooddiff.model.network import abstract_params, make_network
+from fooddiff.model.unet import UNet
 
 TINY = dict(
     image_size=4,
@@ -20,7 +21,7 @@ TINY = dict(
 
 @pytest.fixture(scope="module")
 def network():
-    return make_network(**TINY)
+    return make_network(UNet, **TINY)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_apply_is_pure(network, params):
     before = jax.tree.map(jnp.copy, params)
     fresh = params | {"conv_out.kernel": jnp.ones((3, 3, 32, 3))}  # not zero
     apply = xla.jit(network.apply)
-    first, second = apply(fresh, x_t, t, None), apply(fresh, x_t, t, None)
+    first, second = apply(fresh, x_t, t, {}), apply(fresh, x_t, t, {})
     np.testing.assert_array_equal(first, second)
     assert jnp.abs(first).max() > 0.1
     jax.tree.map(np.testing.assert_array_equal, params, before)
@@ -62,7 +63,7 @@ def test_apply_is_pure(network, params):
 def test_a_fresh_network_predicts_zero(network, params):
     """Its last convolution starts at zero."""
     x_t = jnp.ones((2, 4, 4, 3))
-    np.testing.assert_array_equal(xla.jit(network.apply)(params, x_t, jnp.ones(2), None), 0 * x_t)
+    np.testing.assert_array_equal(xla.jit(network.apply)(params, x_t, jnp.ones(2), {}), 0 * x_t)
 
 
 def test_apply_uses_every_parameter(network, params):
@@ -71,10 +72,10 @@ def test_apply_uses_every_parameter(network, params):
     for name in params:
         without = {other: value for other, value in params.items() if other != name}
         with pytest.raises(KeyError, match=name):
-            jax.eval_shape(network.apply, without, x_t, t, None)
+            jax.eval_shape(network.apply, without, x_t, t, {})
 
 
 def test_parameters_and_gradients_are_one_tree(network, params):
     x_t, t = jnp.ones((1, 4, 4, 3)), jnp.ones(1)
-    gradients = jax.eval_shape(jax.grad(lambda params: network.apply(params, x_t, t, None).sum()), params)
+    gradients = jax.eval_shape(jax.grad(lambda params: network.apply(params, x_t, t, {}).sum()), params)
     assert jax.tree.structure(gradients) == jax.tree.structure(params)

@@ -7,6 +7,7 @@ import pytest
 
 from fooddiff.model.network import abstract_params, make_network
 from fooddiff.model.openai import check_norm_groups, from_openai, openai_name, to_openai
+from fooddiff.model.unet import UNet
 
 IMAGENET64 = Path(__file__).parent / "golden" / "openai_imagenet64_shapes.json"
 TINY = dict(
@@ -23,7 +24,7 @@ TINY = dict(
 
 @pytest.fixture(scope="module")
 def shapes():
-    return abstract_params(make_network(**TINY))
+    return abstract_params(make_network(UNet, **TINY))
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def params(shapes):
 
 def test_names_and_shapes_of_the_published_imagenet64_model():
     network = make_network(
+        UNet,
         image_size=64,
         out_channels=6,
         model_channels=192,
@@ -100,7 +102,7 @@ def test_names(ours, theirs):
     ],
 )
 def test_another_architecture_names_the_first_tensors(params, change, message):
-    other = abstract_params(make_network(**(TINY | change)))
+    other = abstract_params(make_network(UNet, **(TINY | change)))
     with pytest.raises(ValueError, match=message) as error:
         from_openai(to_openai(params), other)
     assert len(str(error.value).splitlines()) <= 6

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fooddiff import build
-from fooddiff.sample.generate import generate_batches, sample_ids
+from fooddiff.sample.generate import draw_batches, sample_ids
+from fooddiff.sample.spec import SamplerSpec
 from tests import tiny
 
 
@@ -30,9 +31,8 @@ def mesh(devices):
 
 
 def draw(model, params, ids, *, devices=1, batch_size=4, seed=0, **settings):
-    settings = {"sampler": "ancestral", "steps": None, "eta": 0.0} | settings
-    generator = build.make_sampler(model, mesh(devices), **settings)
-    return np.concatenate(list(generate_batches(generator, params, jax.random.key(seed), ids, batch_size)))
+    compiled = build.make_sampler(model, mesh(devices), SamplerSpec(**settings))
+    return np.concatenate(list(draw_batches(compiled, params, jax.random.key(seed), ids, batch_size)))
 
 
 def assert_same_pixels(a, b):
@@ -83,7 +83,7 @@ def test_fewer_steps_and_ddim(model, params):
         (dict(steps=1), "expected 2 to 4"),
         (dict(steps=5), "expected 2 to 4"),
         (dict(sampler="ddim", eta=1.5), r"expected a number in \[0, 1\]"),
-        (dict(eta=0.5), "only the sampler 'ddim'"),
+        (dict(eta=0.5), "only the samplers 'ddim' and 'heun'"),
     ],
 )
 def test_bad_settings_are_named(model, params, settings, message):

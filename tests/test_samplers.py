@@ -1,20 +1,33 @@
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fooddiff.diffusion.process import make_process, q_sample, x0_from_eps
-from fooddiff.diffusion.reverse import Parameterization, eps_target, fixed_small, learned_range
-from fooddiff.diffusion.samplers import ancestral_step, ddim_reverse_step, ddim_step, dpmpp_2m_step, sample, single
+from fooddiff.diffusion import continuous
+from fooddiff.diffusion.denoiser import Prediction, clipped, fixed_small, learned_range, make_denoiser, read_eps
+from fooddiff.diffusion.discrete import level_at, make_process, transition_at, transitions
+from fooddiff.diffusion.level import add_noise, eps_from_x0, per_image, q_posterior
+from fooddiff.diffusion.samplers import (
+    MAX_CHURN,
+    ancestral,
+    ancestral_step,
+    ddim,
+    ddim_step,
+    dpmpp_2m,
+    heun,
+    sde_dpmpp_2m,
+)
 from fooddiff.diffusion.schedule import cosine_betas
 from fooddiff.keys import sample_noise
 
 PROCESS = make_process(cosine_betas(50))
-EPS = Parameterization(x0_from_eps, eps_target, fixed_small)
-LEARNED = Parameterization(x0_from_eps, eps_target, learned_range)
 T = jnp.array([0, 1, 25, 45])
+HERE = transition_at(PROCESS, T)
+DISCRETE = transitions(make_process(cosine_betas(200)))
+CONTINUOUS = continuous.transitions(np.linspace(-12, 12, 400))
 
 
 @pytest.fixture
@@ -24,107 +37,123 @@ def images():
     return tuple(jnp.asarray(array, jnp.float32) for array in (x_0, eps, noise))
 
 
+def predicted(output, x_t, log_var=fixed_small):
+    """What a denoiser with this network output says of x_t at HERE."""
+    return make_denoiser(lambda *_: output, read_eps, log_var)(x_t, HERE.level, {})
+
+
+def gaussian(x_t, level, cond, m=0.3, s=0.4):
+    """The exact denoiser of data ~ N(m, s^2)."""
+    alpha, sigma = per_image(level.alpha), per_image(level.sigma)
+    x_0 = m + alpha * s**2 / (alpha**2 * s**2 + sigma**2) * (x_t - alpha * m)
+    return Prediction(x_0, eps_from_x0(level, x_0, x_t), None)
+
+
+@pytest.mark.parametrize("steps", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 @pytest.mark.parametrize(
-    "step", [ancestral_step, ddim_step, partial(ddim_step, eta=0.5)], ids=["ancestral", "ddim", "ddim_eta0.5"]
+    "sampler",
+    [ancestral, ddim, partial(ddim, eta=0.5), dpmpp_2m, sde_dpmpp_2m, heun],
+    ids=["ancestral", "ddim", "ddim_eta0.5", "dpmpp_2m", "sde_dpmpp_2m", "heun"],
 )
-def test_the_exact_model_of_a_gaussian_recovers_it(step):
-    """eps of data ~ N(m, s^2) is known in closed form; 16384 pixels put the mean within 0.01 and s within 2 %."""
-    m, s = 0.3, 0.4
-    process = make_process(cosine_betas(200))
-
-    def denoise(x_t, model_t, y):
-        t = jnp.searchsorted(process.model_timesteps, model_t[0])
-        alpha_bar = process.alpha_bar[t]
-        score = (x_t - jnp.sqrt(alpha_bar) * m) / (alpha_bar * s**2 + 1 - alpha_bar)
-        return jnp.sqrt(1 - alpha_bar) * score
-
+def test_the_exact_model_of_a_gaussian_recovers_it(sampler, steps):
+    """16384 pixels put the mean within 0.01 and the deviation within 2 %."""
     ids, key, shape = jnp.zeros((1, 2), jnp.int32), jax.random.key(0), (128, 128, 1)
-    x_0 = sample(
-        single(partial(step, clip=False)),
-        process,
-        EPS,
-        denoise,
-        sample_noise(jax.random.fold_in(key, process.num_timesteps), ids, shape),
-        lambda t: sample_noise(jax.random.fold_in(key, t), ids, shape),
-        None,
-    )
-    np.testing.assert_allclose(x_0.mean(), m, atol=0.012)
-    np.testing.assert_allclose(x_0.std(), s, rtol=0.03)
+    x_T = sample_noise(jax.random.fold_in(key, 1000), ids, shape)
+    x_0 = sampler(gaussian, steps, x_T, lambda t: sample_noise(jax.random.fold_in(key, t), ids, shape), {})
+    np.testing.assert_allclose(x_0.mean(), 0.3, atol=0.012)
+    np.testing.assert_allclose(x_0.std(), 0.4, rtol=0.03)
+
+
+def test_heun_with_churn_recovers_the_gaussian():
+    ids, key, shape = jnp.zeros((1, 2), jnp.int32), jax.random.key(0), (128, 128, 1)
+    sampler = partial(heun, churn=MAX_CHURN, level_of=continuous.level_of)
+    x_T = sample_noise(jax.random.fold_in(key, 1000), ids, shape)
+    x_0 = sampler(gaussian, CONTINUOUS, x_T, lambda t: sample_noise(jax.random.fold_in(key, t), ids, shape), {})
+    np.testing.assert_allclose(x_0.mean(), 0.3, atol=0.012)
+    np.testing.assert_allclose(x_0.std(), 0.4, rtol=0.03)
 
 
 def test_ancestral_noise_has_the_models_deviation(images):
-    x_t, prediction, noise = images
-    out = jnp.concatenate([prediction, jnp.sin(x_t)], axis=-1)
-    still, moved = (ancestral_step(PROCESS, LEARNED, out, x_t, T, scale * noise) for scale in (0.0, 1.0))
-    deviation = jnp.exp(0.5 * learned_range(PROCESS, jnp.sin(x_t), T))
+    x_t, output, noise = images
+    prediction = predicted(jnp.concatenate([output, jnp.sin(x_t)], axis=-1), x_t, learned_range)
+    still, moved = (ancestral_step(prediction, x_t, HERE, scale * noise) for scale in (0.0, 1.0))
+    deviation = jnp.exp(0.5 * learned_range(HERE.level, jnp.sin(x_t)))
     np.testing.assert_allclose((moved - still)[1:], (deviation * noise)[1:], atol=1e-6)
     np.testing.assert_array_equal(moved[0], still[0])
 
 
+def test_ancestral_takes_the_posteriors_deviation_where_none_is_modelled(images):
+    x_t, output, noise = images
+    prediction = predicted(output, x_t)
+    np.testing.assert_array_equal(
+        ancestral_step(prediction, x_t, HERE, noise),
+        ancestral_step(prediction._replace(log_var=None), x_t, HERE, noise),
+    )
+
+
 def test_ddim_with_eta_0_ignores_noise_and_the_learned_variance(images):
-    x_t, prediction, noise = images
-    x_prev = ddim_step(PROCESS, EPS, prediction, x_t, T, noise)
-    np.testing.assert_array_equal(x_prev, ddim_step(PROCESS, EPS, prediction, x_t, T, -5 * noise))
-    out = jnp.concatenate([prediction, noise], axis=-1)
-    np.testing.assert_array_equal(x_prev, ddim_step(PROCESS, LEARNED, out, x_t, T, noise))
+    x_t, output, noise = images
+    x_prev = ddim_step(predicted(output, x_t), x_t, HERE, noise)
+    np.testing.assert_array_equal(x_prev, ddim_step(predicted(output, x_t), x_t, HERE, -5 * noise))
+    both = predicted(jnp.concatenate([output, noise], axis=-1), x_t, learned_range)
+    np.testing.assert_array_equal(x_prev, ddim_step(both, x_t, HERE, noise))
 
 
 def test_ddim_with_eta_1_is_ancestral_sampling_with_the_posterior_variance(images):
     x_0, eps, noise = images
-    x_t = q_sample(PROCESS, x_0, T, eps)
-    ddim = ddim_step(PROCESS, EPS, eps, x_t, T, noise, eta=1.0, clip=False)
-    np.testing.assert_allclose(ddim, ancestral_step(PROCESS, EPS, eps, x_t, T, noise, clip=False), atol=2e-4)
+    x_t = add_noise(HERE.level, x_0, eps)
+    one = ddim_step(predicted(eps, x_t), x_t, HERE, noise, eta=1.0)
+    np.testing.assert_allclose(one, ancestral_step(predicted(eps, x_t), x_t, HERE, noise), atol=2e-4)
 
 
 def test_ddim_follows_the_marginals(images):
-    """With the true eps and eta = 0, x_{t-1} is the q_sample of the same x_0 and eps."""
+    """With the true eps and eta = 0, x_{t-1} has the same x_0 and eps; and so has x_{t+1}, by which DDIM encodes."""
     x_0, eps, noise = images
-    x_prev = ddim_step(PROCESS, EPS, eps, q_sample(PROCESS, x_0, T, eps), T, noise, clip=False)
+    x_t = add_noise(HERE.level, x_0, eps)
+    x_prev = ddim_step(predicted(eps, x_t), x_t, HERE, noise)
     np.testing.assert_allclose(x_prev[0], x_0[0], atol=1e-5)
-    np.testing.assert_allclose(x_prev[1:], q_sample(PROCESS, x_0, T - 1, eps)[1:], atol=1e-4)
+    np.testing.assert_allclose(x_prev[1:], add_noise(HERE.next, x_0, eps)[1:], atol=1e-4)
+    more = level_at(PROCESS, T + 1)
+    encoded = ddim_step(predicted(eps, x_t), x_t, HERE._replace(next=more), noise)
+    np.testing.assert_allclose(encoded, add_noise(more, x_0, eps), atol=1e-4)
 
 
-def test_ddim_reverse_step_undoes_ddim(images):
-    x_0, eps, noise = images
-    x_t = q_sample(PROCESS, x_0, T, eps)
-    more = ddim_reverse_step(PROCESS, EPS, eps, x_t, T, clip=False)
-    np.testing.assert_allclose(more, q_sample(PROCESS, x_0, T + 1, eps), atol=1e-4)
-    np.testing.assert_allclose(ddim_step(PROCESS, EPS, eps, more, T + 1, noise, clip=False), x_t, atol=1e-4)
+def test_the_last_step_ends_at_the_predicted_x0(images):
+    x_t, output, noise = images
+    first = transition_at(PROCESS, jnp.zeros(4, jnp.int32))
+    prediction = clipped(make_denoiser(lambda *_: 4 * output, read_eps, fixed_small))(x_t, first.level, {})
+    for step in (ancestral_step, ddim_step, partial(ddim_step, eta=1.0)):
+        np.testing.assert_allclose(step(prediction, x_t, first, noise), prediction.x_0, atol=1e-5)
 
 
-@pytest.mark.parametrize("step", [ancestral_step, ddim_step, ddim_reverse_step])
-def test_steps_clip_unless_told(images, step):
-    x_t, prediction, noise = images
-    arguments = (PROCESS, EPS, 4 * prediction, x_t, T) + (() if step is ddim_reverse_step else (noise,))
-    np.testing.assert_array_equal(step(*arguments), step(*arguments, clip=True))
-    assert jnp.abs(step(*arguments) - step(*arguments, clip=False)).max() > 0.1
+@pytest.mark.parametrize("sampler", [ancestral, ddim, dpmpp_2m, sde_dpmpp_2m, heun])
+def test_every_level_is_visited_once_in_descending_order(sampler):
+    steps = transitions(make_process(cosine_betas(40), [3, 7, 20, 39]))
+    seen = []
 
-
-def test_clipped_x0_is_where_the_last_step_ends(images):
-    x_t, prediction, noise = images
-    first = jnp.zeros(4, jnp.int32)
-    for step in (ancestral_step, ddim_step):
-        x_0 = step(PROCESS, EPS, 4 * prediction, x_t, first, noise)
-        np.testing.assert_allclose(x_0, jnp.clip(x_0, -1, 1), atol=1e-5)
-
-
-def test_sample_visits_every_kept_timestep_once_in_descending_order():
-    """x -> 2 x + (what the network was fed) is a number that spells the whole run."""
-    process = make_process(cosine_betas(40), [3, 7, 20, 39])
-
-    def step(process, param, out, x_t, t, noise):
-        return 2 * x_t + out + 1000 * noise + 100_000 * t[:, None, None, None]
-
-    def denoise(x_t, t, y):
-        return jnp.broadcast_to((t + y)[:, None, None, None], x_t.shape)
+    def denoise(x_t, level, cond):
+        jax.debug.callback(lambda t: seen.append(float(t)), level.network_time[0], ordered=True)
+        assert cond == {"y": 5}
+        return Prediction(x_t, 0 * x_t, None)
 
     x_T = jnp.ones((2, 1, 1, 1))
-    y = jnp.array([0.0, 0.5])
-    actual = sample(single(step), process, EPS, denoise, x_T, lambda t: jnp.full(x_T.shape, t * 1.0), y)
-    expected = np.ones(2)
-    for index, timestep in reversed(list(enumerate([3, 7, 20, 39]))):
-        expected = 2 * expected + (timestep * 25 + np.asarray(y)) + 1000 * index + 100_000 * index
-    np.testing.assert_allclose(actual[:, 0, 0, 0], expected, rtol=1e-6)
+    jax.block_until_ready(sampler(denoise, steps, x_T, lambda t: x_T, {"y": 5}))
+    jax.effects_barrier()
+    once = [39 * 25, 20 * 25, 7 * 25, 3 * 25]
+    assert seen == ([t for pair in pairwise(once) for t in pair] + once[-1:] if sampler is heun else once)
+
+
+def test_noise_is_named_by_the_steps_that_follow():
+    steps = transitions(make_process(cosine_betas(40), [3, 7, 20, 39]))
+    seen = []
+
+    def noise(remaining):
+        jax.debug.callback(lambda t: seen.append(int(t)), remaining, ordered=True)
+        return jnp.zeros((1, 1, 1, 1))
+
+    jax.block_until_ready(ancestral(gaussian, steps, jnp.ones((1, 1, 1, 1)), noise, {}))
+    jax.effects_barrier()
+    assert seen == [3, 2, 1, 0]
 
 
 def test_samples_do_not_depend_on_the_batch_that_they_are_in():
@@ -132,68 +161,67 @@ def test_samples_do_not_depend_on_the_batch_that_they_are_in():
         def noise(t):
             return sample_noise(jax.random.fold_in(jax.random.key(1), t), ids, (4, 4, 3))
 
-        return sample(single(ancestral_step), PROCESS, EPS, lambda x, t, y: jnp.tanh(x), noise(50), noise, None)
+        return ancestral(gaussian, transitions(PROCESS), noise(50), noise, {})
 
     ids = jnp.array([[0, 0], [0, 1], [5, 0]])
     np.testing.assert_allclose(run(ids)[1:2], run(ids[1:2]), atol=1e-5)
 
 
-def linear_model(process, m=0.3, s=0.4):
-    """The exact eps of data ~ N(m, s^2), and where its ODE ends: x_T, normalised, is x_0 normalised."""
-
-    def denoise(x_t, model_t, y):
-        alpha_bar = jnp.interp(model_t, process.model_timesteps, process.alpha_bar)[:, None, None, None]
-        return jnp.sqrt(1 - alpha_bar) * (x_t - jnp.sqrt(alpha_bar) * m) / (alpha_bar * s**2 + 1 - alpha_bar)
-
-    def end(x_T):
-        alpha_bar = process.alpha_bar[-1]
-        return m + s * (x_T - jnp.sqrt(alpha_bar) * m) / jnp.sqrt(alpha_bar * s**2 + 1 - alpha_bar)
-
-    return denoise, end
-
-
-def error(step, steps):
-    """Of a sampler that starts where alpha_bar is 0.02 and takes some steps evenly spaced in lambda down to 0.9999."""
-    lambdas = np.linspace(np.log(0.9999 / 0.0001), np.log(0.02 / 0.98), steps)
-    alpha_bar = 1 / (1 + np.exp(-lambdas))
-    process = make_process(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
-    denoise, end = linear_model(process)
+def error(sampler, steps):
+    """How far a sampler of the exact model ends from where its ODE does, from log SNR -4 to 9 in even steps."""
+    levels = continuous.transitions(np.linspace(-4, 9, steps))
     x_T = jnp.linspace(-2, 2, 64).reshape(1, 8, 8, 1)
-    actual = sample(step, process, EPS, denoise, x_T, lambda t: jnp.full(x_T.shape, jnp.nan), None)
-    return float(jnp.abs(actual - end(x_T)).max())
+    first = jax.tree.map(lambda field: field[0], levels.level)
+    deviation = jnp.sqrt(first.alpha**2 * 0.4**2 + first.sigma**2)
+    end = 0.3 + 0.4 * (x_T - first.alpha * 0.3) / deviation
+    # what the levels beyond 9 would still change is the same for all: the step to x_0 itself
+    return float(jnp.abs(sampler(gaussian, levels, x_T, lambda t: jnp.zeros_like(x_T), {}) - end).max())
 
 
-def still(process, param, out, x_t, t, noise):
-    """DDIM without the noise, which is not a number here."""
-    return ddim_step(process, param, out, x_t, t, jnp.zeros_like(noise), clip=False)
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2), (heun, 2)])
+def test_the_error_falls_with_the_order_of_the_sampler(sampler, order):
+    reached = np.log2(error(sampler, 16) / error(sampler, 64)) / 2
+    assert reached > order - 0.35
+    assert order == 2 or reached < 1.4
 
 
-def test_dpmpp_2m_converges_at_least_with_the_square_of_the_step_and_ddim_with_the_step():
-    def order(step, few, many):
-        return np.log2(error(step, few) / error(step, many)) / np.log2(many / few)
-
-    assert order(single(still), 16, 64) == pytest.approx(1, abs=0.2)
-    assert order(partial(dpmpp_2m_step, clip=False), 16, 64) > 1.8
-    assert error(partial(dpmpp_2m_step, clip=False), 16) < error(single(still), 64)
+def test_second_order_beats_four_times_as_many_steps_of_first_order():
+    assert error(dpmpp_2m, 16) < error(ddim, 64)
+    assert error(heun, 16) < error(ddim, 64)
 
 
-def test_dpmpp_2m_is_ddim_where_it_has_one_prediction(images):
-    """At the first step, at the last one, and wherever the step before predicted the same."""
-    x_t, prediction, noise = images
-    ends = jnp.array([0, 49, 0, 49])
-    ddim = ddim_step(PROCESS, EPS, prediction, x_t, ends, noise)
-    x_prev, x_0 = dpmpp_2m_step(PROCESS, EPS, prediction, x_t, ends, noise, 7 * noise)
-    np.testing.assert_allclose(x_prev, ddim, atol=2e-5)
-    x_prev, x_0 = dpmpp_2m_step(PROCESS, EPS, prediction, x_t, T, noise, noise)
-    x_prev, again = dpmpp_2m_step(PROCESS, EPS, prediction, x_t, T, -noise, x_0)
-    np.testing.assert_array_equal(x_0, again)
-    np.testing.assert_allclose(x_prev, ddim_step(PROCESS, EPS, prediction, x_t, T, noise), atol=2e-5)
+def test_multistep_samplers_are_the_one_step_ones_where_the_prediction_is_constant(images):
+    """DPM-Solver++(2M) is then DDIM, and its stochastic form draws from the posterior."""
+    x_0, eps, noise = images
+
+    def constant(x_t, level, cond):
+        return Prediction(x_0, eps_from_x0(level, x_0, x_t), None)
+
+    steps = transitions(PROCESS)
+    for multi, single in [(dpmpp_2m, ddim), (sde_dpmpp_2m, ancestral)]:
+        ours, theirs = (each(constant, steps, eps, lambda t: noise, {}) for each in (multi, single))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_transition_of_a_discrete_process_is_that_of_the_same_levels_in_continuous_time(images):
+    x_0, eps, _ = images
+    discrete = transitions(PROCESS)
+    same = continuous.transitions(np.asarray(discrete.level.log_snr, np.float64))
+    for ours, theirs in zip(same, discrete, strict=True):
+        if not hasattr(ours, "_fields"):
+            np.testing.assert_allclose(ours[:-1], theirs[:-1], rtol=2e-3, atol=1e-6)
+    inner = jax.tree.map(lambda field: field[10:14], same)
+    x_t = add_noise(inner.level, x_0, eps)
+    there = transition_at(PROCESS, jnp.array([39, 38, 37, 36]))
+    np.testing.assert_allclose(q_posterior(inner, x_0, x_t).mean, q_posterior(there, x_0, x_t).mean, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 200])
-def test_dpmpp_2m_is_finite_with_any_number_of_steps(steps):
+@pytest.mark.parametrize("sampler", [dpmpp_2m, sde_dpmpp_2m, heun])
+def test_finite_with_any_number_of_steps(sampler, steps):
     process = make_process(cosine_betas(200), np.linspace(0, 199, steps).round().astype(int))
     x_T = jnp.linspace(-3, 3, 48).reshape(1, 4, 4, 3)
-    x_0 = sample(dpmpp_2m_step, process, EPS, lambda x, t, y: x, x_T, lambda t: x_T, None)
+    denoise = clipped(make_denoiser(lambda x, t, cond: x, read_eps))
+    x_0 = sampler(denoise, transitions(process), x_T, lambda t: x_T, {})
     assert jnp.isfinite(x_0).all()
     assert jnp.abs(x_0).max() <= 1 + 1e-5

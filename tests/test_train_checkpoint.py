@@ -30,8 +30,8 @@ def state(step, devices=1):
         params=params,
         ema={"0.9999": jax.tree.map(lambda x: x + 0.5, params), "0.999": jax.tree.map(lambda x: x + 0.25, params)},
         opt_state=([jnp.full((2,), step + i / 10) for i in range(11)], ()),
-        history=None,
-        sums=jax.tree.map(lambda zero: zero + step, zero_sums()),  # of a log window that is open
+        carried=None,
+        sums=jax.tree.map(lambda zero: zero + step, zero_sums(("loss", "grad_norm"))),  # of a log window that is open
         skipped=jnp.int32(0),
         skipped_total=jnp.int32(step),
     )

@@ -16,7 +16,7 @@ from fooddiff.train.state import TrainState, zero_sums
 def state(step=0):
     return jax.device_put(
         TrainState(
-            step=jnp.int32(step), params={}, ema={}, opt_state=(), history=None, sums=zero_sums(),
+            step=jnp.int32(step), params={}, ema={}, opt_state=(), carried=None, sums=zero_sums(("loss", "grad_norm")),
             skipped=jnp.int32(0), skipped_total=jnp.int32(0),
         )
     )  # fmt: skip
@@ -41,7 +41,7 @@ class Events:
 
     def __init__(self, start, step_fn=count, drawn=(), batches=None, **settings):
         self.log, self.drawn, self.waits = [], set(drawn), []
-        same = itertools.repeat(Batch(np.zeros((2, 1, 1, 3), np.uint8), np.zeros(2, np.int32)))
+        same = itertools.repeat(Batch(np.zeros((2, 1, 1, 3), np.uint8), {"y": np.zeros(2, np.int32)}))
         settings = dict(steps=7, log_every=2, checkpoint_every=3, max_skipped=4, should_stop=lambda: False) | settings
 
         def note(step, values):
@@ -115,7 +115,7 @@ def test_waiting_for_input_is_measured():
     def slow():
         while True:
             time.sleep(0.02)
-            yield jax.device_put(Batch(np.zeros((2, 1, 1, 3), np.uint8), np.zeros(2, np.int32)))
+            yield jax.device_put(Batch(np.zeros((2, 1, 1, 3), np.uint8), {"y": np.zeros(2, np.int32)}))
 
     assert Events(state(), batches=slow()).waits[-1] > 0.5
     assert all(0 <= wait <= 1 for wait in Events(state()).waits)

@@ -1,6 +1,7 @@
-"""The step's own laws on a toy objective that compiles at once, and the real one where the model matters."""
+"""The step's own laws on a toy task that compiles at once, and the real one where the model matters."""
 
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,56 +12,53 @@ import pytest
 from fooddiff import build
 from fooddiff.arrays import Batch
 from fooddiff.diffusion.losses import LossTerms
+from fooddiff.train.averages import make_averages, power_exponent
 from fooddiff.train.loop import read_metrics
-from fooddiff.train.objective import Examples, Objective
 from fooddiff.train.state import init_state
 from fooddiff.train.step import make_train_step
+from fooddiff.train.task import Task
+from fooddiff.train.tasks.diffusion import Examples
 from fooddiff.xla import jit
 from tests import tiny
 
 
 def pixels_and_labels(n=4, seed=0):
     rng = np.random.default_rng(seed)
-    return Batch(rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8), rng.integers(0, 10, n, dtype=np.int32))
+    pixels = rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+    return Batch(pixels, {"y": rng.integers(0, 10, n, dtype=np.int32)})
 
 
-class ToyNetwork:
-    """Weights for `toy_objective`."""
-
-    @staticmethod
-    def init(key):
-        return {"w": jax.random.normal(key, (8, 8, 3))}
-
-
-def toy_objective():
+def toy_task():
     """Regresses noise on pixels with one weight per pixel: loss_i = weight_i * mean((w * x_0 - eps)^2)."""
 
-    def draw(history, batch, key):
-        n = batch.y.shape[0]
+    def draw(carried, batch, key):
+        n = len(batch.pixels)
         eps = jax.random.normal(key, batch.pixels.shape)
-        return Examples(batch.pixels / 255.0, batch.y, 1.0 + jnp.arange(n, dtype=jnp.float32), eps, None)
+        return Examples(batch.pixels / 255.0, batch.cond["y"], 1.0 + jnp.arange(n, dtype=jnp.float32), eps, {})
 
     def loss(params, examples, key):
         error = ((params["w"][None] * examples.x_0 - examples.eps) ** 2).mean((1, 2, 3))
         return (examples.weight * error).mean(), LossTerms(error, error, error)
 
-    def observe(history, examples, terms):
+    def observe(carried, examples, terms):
         n = terms.total.shape[0]
-        return history + terms.total.sum(), {"loss": jnp.stack([terms.total.sum(), jnp.float32(n)])} | dict.fromkeys(
-            ("mse", "vb", "loss_q1", "loss_q2", "loss_q3", "loss_q4"), jnp.zeros(2)
-        )
+        return carried + terms.total.sum(), {"loss": jnp.stack([terms.total.sum(), jnp.float32(n)])}
 
-    return Objective(lambda: jnp.zeros(()), draw, loss, observe)
+    def init(key):
+        return {"w": jax.random.normal(key, (8, 8, 3))}
+
+    return Task(init, lambda: jnp.zeros(()), draw, loss, observe, ("loss",))
 
 
 class Toy:
-    """The step on the toy objective, with its state."""
+    """The step on the toy task, with its state."""
 
-    def __init__(self, optimizer=None, *, ema_rates=(), ema_warmup=False, accumulate=1):
+    def __init__(self, optimizer=None, *, ema_rates=(), ema_warmup=False, power_lengths=(), accumulate=1):
         optimizer = optax.sgd(0.1) if optimizer is None else optimizer
         self.key = jax.random.key(0)
-        self.step = jax.jit(make_train_step(toy_objective(), optimizer, ema_warmup=ema_warmup, accumulate=accumulate))
-        self.state = init_state(jax.random.key(1), ToyNetwork, optimizer, toy_objective(), ema_rates)
+        averages = make_averages(ema_rates, warmup=ema_warmup, power_lengths=power_lengths)
+        self.step = jax.jit(make_train_step(toy_task(), optimizer, averages, accumulate=accumulate))
+        self.state = init_state(jax.random.key(1), toy_task(), optimizer, averages)
 
     def advance(self, *seeds):
         for seed in seeds:
@@ -126,8 +124,11 @@ def test_ema_follows_its_rate_and_warm_up(warmup):
 
 
 def adam(**changes):
-    settings = dict(lr=1e-2, b1=0.9, b2=0.999, warmup_steps=0, anneal_steps=None, clip_norm=None) | changes
-    return build._adam(**settings)
+    config = tiny.config(Path("unused"), optimizer__lr=1e-2, optimizer__warmup_steps=0, optimizer__clip_norm=None)
+    with config.unlocked():
+        config.optimizer.update(changes)
+        config.train.steps = 8
+    return build.make_optimizer(config)
 
 
 def test_learning_rate_warms_up_linearly():
@@ -150,6 +151,58 @@ def test_learning_rate_falls_linearly_to_zero_and_stays_there():
     full = read_metrics(Toy(adam()).advance(0))[0]["train/update_norm"]
     np.testing.assert_allclose(norms[0], full, rtol=1e-4)
     assert norms[0] > norms[1] > norms[2] > norms[3] > norms[4] == norms[5] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (dict(cooldown_steps=4), [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
+        (dict(inverse_sqrt_after=2), [1, 1, 1, 1.5**-0.5, 2**-0.5, 2.5**-0.5, 3**-0.5, 3.5**-0.5]),
+        (dict(warmup_steps=2, cooldown_steps=4), [0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
+    ],
+)
+def test_shapes_of_the_learning_rate(changes, expected):
+    """Adam's update of a constant gradient is the learning rate itself."""
+    optimizer, params = adam(**changes), {"w": jnp.ones(3)}
+    state, rates = optimizer.init(params), []
+    for _ in expected:
+        updates, state = optimizer.update({"w": jnp.ones(3)}, state, params)
+        rates.append(float(-updates["w"][0]))
+    np.testing.assert_allclose(rates, 1e-2 * np.array(expected), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(name="adamw", weight_decay=0.1),
+        dict(name="muon", weight_decay=0.1, matrix_lr_ratio=10.0),
+    ],
+)
+def test_other_optimizers_train_and_decay_weights(changes):
+    """Without a gradient, both shrink every kernel by lr times the decay; Muon's rate of matrices is another."""
+    optimizer = adam(**changes)
+    params = {"a.kernel": jnp.ones((4, 3)), "b.kernel": jnp.ones((3, 3, 2, 4)), "a.bias": jnp.ones(3)}
+    state = optimizer.init(params)
+    still, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    ratio = changes.get("matrix_lr_ratio", 1.0)
+    for name, factor in (("a.kernel", ratio), ("b.kernel", ratio), ("a.bias", 1.0)):
+        np.testing.assert_allclose(still[name], -1e-2 * 0.1 * factor, rtol=1e-4)
+    moved, _ = optimizer.update(jax.tree.map(jnp.cos, params), state, params)
+    assert all((moved[name] < still[name]).all() for name in params)
+
+
+def test_power_averages_follow_their_formula():
+    """EDM2 eq. 3: the average after step k is the mean of the parameters weighted by k^gamma, up to its recursion."""
+    toy = Toy(power_lengths=(0.1,))
+    (name,) = toy.state.ema
+    gamma = power_exponent(0.1)
+    np.testing.assert_allclose(0.1**2, (gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)), rtol=1e-6)
+    expected = None
+    for step in range(4):
+        params = jax.device_get(toy.advance(step).params["w"])
+        keep = (1 - 1 / (step + 1)) ** (gamma + 1)
+        expected = params if expected is None else keep * expected + (1 - keep) * params
+    np.testing.assert_allclose(toy.state.ema[name]["w"], expected, atol=1e-6)
 
 
 def test_clipping_bounds_what_adam_sees():
@@ -176,7 +229,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing():
     toy.state.params["w"] = toy.state.params["w"].at[0, 0, 0].set(jnp.nan)
     before = jax.device_get(toy.state)
     after = toy.advance(1, 2)
-    for part in ("params", "ema", "opt_state", "history", "sums"):
+    for part in ("params", "ema", "opt_state", "carried", "sums"):
         jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(before, part))
     assert (int(after.step), int(after.skipped), int(after.skipped_total)) == (3, 2, 2)
 
@@ -208,14 +261,14 @@ def test_one_and_two_devices_agree(tmp_path):
         for devices in (1, 2)
     )
     assert_close(a.sums, b.sums, rtol=1e-5)
-    assert_close(a.history, b.history, rtol=1e-5)
+    assert_close(a.carried, b.carried, rtol=1e-5)
     # A bias before a norm of one channel has no gradient but rounding, which Adam scales up to as much as lr a step.
     differences = [np.abs(np.asarray(a.params[name]) - np.asarray(b.params[name])).ravel() for name in a.params]
     differences = np.concatenate(differences)
     assert np.quantile(differences, 0.99) < 1e-5
     assert differences.max() < 1e-4
-    assert int(a.history.counts.sum()) == 8
-    assert int((a.history.losses > 0).sum()) == 8
+    assert int(a.carried.counts.sum()) == 8
+    assert int((a.carried.losses > 0).sum()) == 8
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

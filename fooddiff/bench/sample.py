@@ -25,12 +25,12 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     """
     mesh, sample = build.make_mesh(), config.sample
     training = build.make_training(config, mesh)
-    generator = build.make_sampler(training.model, mesh, sampler=sample.sampler, steps=sample.steps, eta=sample.eta)
+    draw = build.make_sampler(training.model, mesh, build.sampler_spec(sample))
     key = keys.root(0, training.replicated)
     params = build.first_state(training, key, {}).params
     n = sample.batch_size
     ids = sample_ids([0], n) if config.model.num_classes is None else _spread(n, config.model.num_classes)
-    program = compiled(generator, params, key, ids)
+    program = compiled(draw, params, key, ids)
     calls = sample.steps or config.diffusion.timesteps
 
     with ExitStack() as stack:

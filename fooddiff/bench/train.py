@@ -70,8 +70,8 @@ def random_batch(config: ConfigDict, training: build.Training) -> Batch:
     n, classes = config.train.batch_size, config.model.num_classes or 1
 
     def draw() -> Batch:
-        pixels = jax.random.randint(jax.random.key(1), (n, *training.model.image_shape), 0, 256, jnp.uint8)
-        return Batch(pixels, jax.random.randint(jax.random.key(2), (n,), 0, classes))
+        pixels = jax.random.randint(jax.random.key(1), (n, *training.model.codec.shape), 0, 256, jnp.uint8)
+        return Batch(pixels, {"y": jax.random.randint(jax.random.key(2), (n,), 0, classes)})
 
     return jit(draw, out_shardings=training.over_data)()
 

@@ -3,9 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,8 @@ from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
 from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like, params_sha256
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.weights import load_inception
-from fooddiff.sample.generate import Generator, sample_ids
+from fooddiff.sample.generate import Draw, sample_ids
+from fooddiff.sample.spec import SamplerSpec
 from fooddiff.train.checkpoint import DamagedError
 from fooddiff.train.record import NoRecorder, Recorder
 
@@ -38,9 +40,7 @@ class Scoring:
         kid_subsets: subsets of the kernel distance's second figure.
         kid_subset_size: their size.
         per_class: samples of every class; None takes as many of each class as the reference has.
-        sampler: "ancestral", "ddim" or "dpmpp_2m".
-        sampling_steps: network calls per image; None takes every timestep.
-        eta: noise of DDIM.
+        sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
         seed: of the samples, and of the draws of subsets.
         batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
     """
@@ -50,9 +50,7 @@ class Scoring:
     kid_subsets: int
     kid_subset_size: int
     per_class: int | None
-    sampler: str
-    sampling_steps: int | None
-    eta: float
+    sampling: Mapping[str, Any]
     seed: int
     batch_size: int
 
@@ -74,7 +72,8 @@ class Scoring:
 
 def score(
     scoring: Scoring,
-    generator: Generator,
+    spec: SamplerSpec,
+    draw: Draw,
     params: Params,
     *,
     step: int,
@@ -87,7 +86,8 @@ def score(
 
     Args:
         scoring: how.
-        generator: the compiled sampler that `scoring` describes.
+        spec: how samples are drawn.
+        draw: the compiled sampler of `spec`.
         params: the weights.
         step: the training step they are from.
         weights: their name, "raw" or "ema_<rate>".
@@ -103,13 +103,11 @@ def score(
         "step": step,
         "weights": weights,
         "weights_sha256": params_sha256(params),
-        "sampler": scoring.sampler,
-        "sampling_steps": scoring.sampling_steps,
-        "eta": scoring.eta,
+        "sampling": spec.to_json(),
         "seed": scoring.seed,
         "batch_size": scoring.batch_size,
     }
-    images = GeneratedImages(generator, params, jax.random.key(scoring.seed), ids, scoring.batch_size)
+    images = GeneratedImages(draw, params, jax.random.key(scoring.seed), ids, scoring.batch_size)
     samples = generated_set(images, ids, tuple(class_names), f"step {step:,} {weights}", made_by)
     record = evaluate(
         samples,
@@ -122,7 +120,7 @@ def score(
         made_by=made_by,
         versions=workdirs.versions(),
     )
-    path = record_path(workdir, scoring, step, weights, len(ids))
+    path = record_path(workdir, scoring, spec, step, weights, len(ids))
     processes.on_first(lambda: results.write_record(path, record))
     return record
 
@@ -134,12 +132,11 @@ def numbers_of(record: dict) -> dict[str, float]:
     return {f"{prefix}/{result['metric']}, n={n}": result["value"] for result in record["results"]}
 
 
-def record_path(workdir: Path, scoring: Scoring, step: int, weights: str, n: int) -> Path:
+def record_path(workdir: Path, scoring: Scoring, spec: SamplerSpec, step: int, weights: str, n: int) -> Path:
     """Where the record of one evaluation lies: its name tells what was scored and how."""
-    calls = "all" if scoring.sampling_steps is None else scoring.sampling_steps
     extractor = scoring.extractor
     how = f"{'-'.join(extractor.names)}_{extractor.resize}_{extractor.weights.sha256[:8]}"
-    return workdir / "eval" / f"step_{step:07d}_{weights}_{scoring.sampler}-{calls}_seed{scoring.seed}_n{n}_{how}.json"
+    return workdir / "eval" / f"step_{step:07d}_{weights}_{spec.name}_seed{scoring.seed}_n{n}_{how}.json"
 
 
 def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scoring:
@@ -161,9 +158,7 @@ def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scori
         kid_subsets=100,
         kid_subset_size=1000,
         per_class=settings.per_class,
-        sampler=sample.sampler,
-        sampling_steps=sample.steps,
-        eta=sample.eta,
+        sampling={},
         seed=SEED,
         batch_size=sample.batch_size,
     )
@@ -185,12 +180,12 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
     mesh = build.make_mesh()
     trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
-    generator = build.make_sampler(
-        trained.model, mesh, sampler=scoring.sampler, steps=scoring.sampling_steps, eta=scoring.eta
-    )
+    spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
+    draw = build.make_sampler(trained.model, mesh, spec)
     record = score(
         scoring,
-        generator,
+        spec,
+        draw,
         trained.params,
         step=trained.step,
         weights=trained.weights,
@@ -254,9 +249,10 @@ def _last_step(workdir: Path) -> int:
 
 def already_scored(workdir: Path, scoring: Scoring, step: int, weights: str) -> bool:
     """Whether a record of this step, these weights and this way of scoring exists, for any number of samples."""
-    pattern = record_path(workdir, scoring, step, weights if weights != "ema" else "ema_*", 0).name.replace(
-        "_n0_", "_n*_"
-    )
+    settings = workdirs.read_config(workdir / "config.json")["sample"]
+    spec = build.sampler_spec(settings, **scoring.sampling)
+    path = record_path(workdir, scoring, spec, step, weights if weights != "ema" else "ema_*", 0)
+    pattern = path.name.replace("_n0_", "_n*_")
     return any((workdir / "eval").glob(pattern))
 
 

@@ -13,7 +13,8 @@ from fooddiff import build, processes
 from fooddiff.arrays import Array, Int, Key, Params, Pixels
 from fooddiff.commands import workdir as workdirs
 from fooddiff.data.cache import Dataset
-from fooddiff.data.preprocess import to_signed
+from fooddiff.diffusion.denoiser import clipped
+from fooddiff.diffusion.discrete import transitions
 from fooddiff.diffusion.likelihood import Likelihood, bits_per_dim
 from fooddiff.eval.results import write_record
 from fooddiff.keys import sample_noise, stream
@@ -58,14 +59,16 @@ def run(
 
     Raises:
         FileNotFoundError: no such workdir, checkpoint or data.
-        ValueError: no such weights or split, a number out of range, data with other classes than the model's, or a
-            bound that is not finite.
+        ValueError: a process in continuous time, no such weights or split, a number out of range, data with other
+            classes than the model's, or a bound that is not finite.
     """
     for name, value in (("--count", count), ("--batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     mesh = build.make_mesh()
     trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    if trained.model.process is None:
+        raise ValueError("bits per dimension need a discrete process with a modelled variance; this one is continuous")
     config = trained.config
     config.data.update({"path": data_path or config.data.path, "cache_dir": cache_dir or config.data.cache_dir})
     dataset = build.make_dataset(config, split)
@@ -153,12 +156,11 @@ def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditio
     def bound(params, key, pixels, ids):
         pixels, ids = jax.lax.with_sharding_constraint((pixels, ids), batch)
         return bits_per_dim(
-            model.process,
-            model.param,
-            partial(model.network.apply, params),
-            to_signed(pixels),
-            lambda t: sample_noise(stream(key, "likelihood", t), ids, model.image_shape),
-            ids[:, 0] if conditional else None,
+            clipped(model.denoiser(partial(model.network.apply, params))),
+            transitions(model.process),
+            model.codec.encode(pixels),
+            lambda t: sample_noise(stream(key, "likelihood", t), ids, model.codec.shape),
+            {"y": ids[:, 0]} if conditional else {},
         )
 
     return bound

@@ -6,8 +6,9 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,9 +34,7 @@ def run(
     weights: str,
     classes: Sequence[str],
     per_class: int,
-    sampler: str,
-    sampling_steps: int | None,
-    eta: float,
+    spec: Mapping[str, Any],
     seed: int,
     batch_size: int,
     single_files: bool,
@@ -52,9 +51,7 @@ def run(
         weights: "raw", "ema" or "ema_<rate>".
         classes: class names; empty takes all.
         per_class: images per class.
-        sampler: "ancestral", "ddim" or "dpmpp_2m".
-        sampling_steps: network calls per image; None takes every timestep.
-        eta: noise of DDIM.
+        spec: fields of `SamplerSpec` that replace those of config.sample where they are not None.
         seed: image i of a class depends on (seed, class, i) only.
         batch_size: images per call of the compiled sampler, rounded up to the number of devices.
         single_files: also write every image as a PNG of its own.
@@ -71,7 +68,8 @@ def run(
     mesh = build.make_mesh()
     trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
-    generator = build.make_sampler(trained.model, mesh, sampler=sampler, steps=sampling_steps, eta=eta)
+    sampler = build.sampler_spec(trained.config.sample, **spec)
+    draw = build.make_sampler(trained.model, mesh, sampler)
     names = tuple(classes) or trained.class_names
     class_ids = workdirs.class_ids(trained.class_names, names)
     ids = sample_ids(class_ids, per_class)
@@ -79,10 +77,9 @@ def run(
     batch_size = min(batch_size, len(ids))
     batch_size += -batch_size % mesh.size
     out = workdir / "samples" if out is None else out
-    calls = trained.model.process.num_timesteps if sampling_steps is None else sampling_steps
-    stem = f"step_{trained.step:07d}_{trained.weights}_{sampler}{calls}_seed{seed}"
+    stem = f"step_{trained.step:07d}_{trained.weights}_{sampler.name}_seed{seed}"
     partial_of = f"{stem}.partial-"
-    made_by = [params_sha256(trained.params), sampler, calls, eta, seed, batch_size, ids.tolist()]
+    made_by = [params_sha256(trained.params), sampler.to_json(), seed, batch_size, ids.tolist()]
 
     batches = []
     with (
@@ -90,7 +87,7 @@ def run(
         tqdm(total=len(ids), unit="image", dynamic_ncols=True, disable=not processes.is_first()) as progress,
     ):
         for images in resumable_batches(
-            generator, trained.params, jax.random.key(seed), ids, batch_size,
+            draw, trained.params, jax.random.key(seed), ids, batch_size,
             folder=out / (partial_of + hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:12]),
             after_batch=lambda: signals.stop_if_asked(stop_signal),
         ):  # fmt: skip

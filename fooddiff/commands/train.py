@@ -17,7 +17,7 @@ from fooddiff.commands import evaluate, signals
 from fooddiff.commands import workdir as workdirs
 from fooddiff.commands.fine_tune import starting_weights
 from fooddiff.data.feed import device_batches
-from fooddiff.sample.generate import Generator, generate_batches, sample_ids
+from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 from fooddiff.train.checkpoint import Checkpoints
 from fooddiff.train.loop import Snapshot, train
@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     mesh = build.make_mesh()
     training = build.make_training(config, mesh)
-    generator = _grid_generator(config, training.model, mesh)
+    draw = _grid_draw(config, training.model, mesh)
     processes.on_first(lambda: workdirs.check(workdir, config))
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
@@ -91,8 +91,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
             signals.graceful_stop() as stop_signal,
         ):
             scores: dict[int, float] = {}
-            evaluations = _evaluations(config, generator, dataset.class_names, workdir, recorder, stop_signal, scores)
-            draw_grids = partial(_draw_grids, config, generator, dataset.class_names, workdir, recorder)
+            evaluations = _evaluations(config, draw, dataset.class_names, workdir, recorder, stop_signal, scores)
+            draw_grids = partial(_draw_grids, config, draw, dataset.class_names, workdir, recorder)
             state = train(
                 state,
                 jit(training.step, donate_argnums=0, out_shardings=training.state_sharding),
@@ -172,7 +172,7 @@ def _some(names: list[str]) -> str:
     return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def _grid_generator(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Generator:
+def _grid_draw(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Draw:
     sample = config.sample
     for field in ("every_steps", "per_class", "batch_size"):
         build.check_positive(f"sample.{field}", sample[field])
@@ -182,12 +182,12 @@ def _grid_generator(config: ConfigDict, model: build.DiffusionModel, mesh: jax.s
         raise build.ConfigError(
             f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices"
         )
-    return build.make_sampler(model, mesh, sampler=sample.sampler, steps=sample.steps, eta=sample.eta)
+    return build.make_sampler(model, mesh, build.sampler_spec(sample))
 
 
 def _evaluations(
     config: ConfigDict,
-    generator: Generator,
+    draw: Draw,
     class_names: tuple[str, ...],
     workdir: Path,
     recorder: Recorder | NoRecorder,
@@ -200,6 +200,7 @@ def _evaluations(
         return []
     scoring = evaluate.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, stop_signal))
     reference = evaluate.reference_of(config)
+    spec = build.sampler_spec(config.sample)
 
     def act(step: int, state: TrainState) -> None:
         for weights in config.eval.weights:
@@ -207,7 +208,8 @@ def _evaluations(
             try:
                 record = evaluate.score(
                     scoring,
-                    generator,
+                    spec,
+                    draw,
                     state.params if rate is None else state.ema[rate],
                     step=step,
                     weights="raw" if rate is None else f"ema_{rate}",
@@ -227,7 +229,7 @@ def _evaluations(
 
 def _draw_grids(
     config: ConfigDict,
-    generator: Generator,
+    draw: Draw,
     class_names: tuple[str, ...],
     workdir: Path,
     recorder: Recorder | NoRecorder,
@@ -243,7 +245,7 @@ def _draw_grids(
         path = workdir / "samples" / f"step_{step:07d}_{name}.png"
         if processes.first_says(path.exists()):
             continue
-        images = np.concatenate(list(generate_batches(generator, params, key, ids, config.sample.batch_size)))
+        images = np.concatenate(list(draw_batches(draw, params, key, ids, config.sample.batch_size)))
         if processes.is_first():
             grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
             path.parent.mkdir(exist_ok=True)

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model
 from fooddiff.data.lock import locked
 from fooddiff.data.sources.source import checked_class_names
 from fooddiff.model.network import abstract_params
+from fooddiff.runs.weights_file import read_weights
 from fooddiff.train.checkpoint import Checkpoints, choose_step, with_sharding
 from fooddiff.train.record import write_atomically
 
 MAY_CHANGE = (
     # what a restart may change, since it leaves every step's result as it was, but for rounding
     "train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.max_skipped",
-    "train.shard",
+    "train.shard", "optimizer.cooldown_steps",
     "data.path", "data.cache_dir", "sample", "eval", "log",
 )  # fmt: skip
 LOCK = ".lock"
@@ -129,10 +131,11 @@ class TrainedModel(NamedTuple):
 
 
 def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
-    """Loads a model from a checkpoint; its config comes from the checkpoint, too.
+    """Loads a model from a checkpoint or from a file of weights; its config comes from there, too.
 
     Args:
-        workdir: a run's directory.
+        workdir: a run's directory, or a file of `python -m fooddiff.convert export`, which has one step and one set of
+            weights.
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema" for the first rate of config.ema.rates, or "ema_<rate>".
         mesh: devices to put the weights on, replicated.
@@ -141,8 +144,12 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
         FileNotFoundError: no such workdir or checkpoint.
         WorkdirError: no such average.
     """
+    if workdir.is_file():
+        return _load_file(workdir, step, weights, mesh)
     if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"no run in {workdir}: expected a directory that run_train.py has written")
+        raise FileNotFoundError(
+            f"no run in {workdir}: expected a directory that run_train.py has written, or a .safetensors file"
+        )
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = choose_step(checkpoints, step)
         meta = checkpoints.meta(step)
@@ -152,6 +159,22 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
         params = checkpoints.restore_weights(step, with_sharding(abstract_params(model.network), replicated), rate)
     name = "raw" if rate is None else f"ema_{rate}"
     return TrainedModel(config, model, class_names, params, step, name, meta)
+
+
+def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
+    about, params = read_weights(file)
+    config, class_names, model = described(about, file)
+    if step not in (None, about["step"]) or weights not in ("ema", about["weights"]):
+        raise WorkdirError(
+            f"{file} holds the weights {about['weights']} of step {about['step']}: expected these, got step {step} and "
+            f"weights {weights}"
+        )
+    expected = {name: leaf.shape for name, leaf in abstract_params(model.network).items()}
+    if expected != {name: value.shape for name, value in params.items()}:
+        raise WorkdirError(f"{file} does not hold the tensors of the model that its own config describes")
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = {name: jax.device_put(value.astype(np.float32), replicated) for name, value in params.items()}
+    return TrainedModel(config, model, class_names, params, about["step"], about["weights"], about)
 
 
 def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[str, ...], DiffusionModel]:

@@ -39,7 +39,7 @@ def import_file(flags: argparse.Namespace) -> None:
 
 def export_file(flags: argparse.Namespace) -> None:
     """Writes a checkpoint's weights to a file."""
-    exporting.export(flags.workdir, step=flags.step, weights=flags.weights, out=flags.out)
+    exporting.export(flags.workdir, step=flags.step, weights=flags.weights, out=flags.out, half=flags.half)
 
 
 def load_config(config: str | None, overrides: Sequence[str]) -> ConfigDict:
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
     command.add_argument("--weights", default="ema", help="raw, ema (the first rate of the config) or ema_<rate>")
     command.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors, or OpenAI's .pt")
+    command.add_argument("--half", action="store_true", help="store a .safetensors file as float16")
     return parser
 
 

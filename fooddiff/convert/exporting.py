@@ -1,62 +1,65 @@
 """Checkpoints to single files that other programs read."""
 
-import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
 from fooddiff import build
 from fooddiff.commands.workdir import TrainedModel, load_trained, to_json
 from fooddiff.convert.torch_zip import write_state_dict
 from fooddiff.eval.files import atomic_path
 from fooddiff.model.openai import check_norm_groups, to_openai
+from fooddiff.runs.weights_file import write_weights
 
 log = logging.getLogger(__name__)
 
 
-def export(workdir: Path, *, step: int | None, weights: str, out: Path) -> None:
+def export(workdir: Path, *, step: int | None, weights: str, out: Path, half: bool = False) -> None:
     """Writes the weights of a checkpoint to a new file.
 
     A `.safetensors` file has our parameter names and layouts (NHWC kernels) and, as metadata, "config" and
-    "class_names" (JSON), "step" and "weights". A `.pt` file is a state dict with OpenAI's names and torch's layouts.
-    Both are float32, bit for bit the checkpoint's.
+    "class_names" (JSON), "step", "images_seen" and "weights"; `fooddiff.load` and every --workdir take it. A `.pt` file
+    is a state dict with OpenAI's names and torch's layouts. Both are float32, bit for bit the checkpoint's, unless
+    halved.
 
     Args:
         workdir: a run's directory.
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema" or "ema_<rate>".
         out: the file to write; its suffix gives the format.
+        half: store a `.safetensors` file as float16.
 
     Raises:
         FileNotFoundError: no such workdir or checkpoint.
         FileExistsError: there already is a file of that name.
         ValueError: another suffix, no such weights, or a `.pt` file of a model that OpenAI's code does not know.
     """
-    writers = {".safetensors": _write_safetensors, ".pt": _write_openai}
+    writers = {".safetensors": partial(_write_safetensors, half=half), ".pt": _write_openai}
     if out.suffix not in writers:
         raise ValueError(f"--out is {out}, expected a name that ends in {' or '.join(writers)}")
     if out.exists():
         raise FileExistsError(f"{out} already exists and is left as it is: give another --out")
     trained = load_trained(workdir, step=step, weights=weights, mesh=build.make_mesh())
     params = {name: np.asarray(value) for name, value in trained.params.items()}
-    with atomic_path(out) as temporary:
-        writers[out.suffix](temporary, params, trained)
+    writers[out.suffix](out, params, trained)
     log.info("wrote %s: step %d, weights %s, %d tensors", out, trained.step, trained.weights, len(params))
 
 
-def _write_safetensors(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel) -> None:
-    metadata = {
-        "config": json.dumps(to_json(trained.config)),
-        "class_names": json.dumps(trained.class_names),
-        "step": str(trained.step),
+def _write_safetensors(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel, *, half: bool) -> None:
+    about = {
+        "config": to_json(trained.config),
+        "class_names": trained.class_names,
+        "step": trained.step,
         "weights": trained.weights,
+        "images_seen": trained.step * trained.config.train.batch_size,
     }
-    safetensors.numpy.save_file(dict(params), path, metadata)
+    write_weights(path, params, about, half=half)
 
 
 def _write_openai(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel) -> None:
     check_norm_groups(trained.config.model.norm_groups)
-    write_state_dict(path, to_openai(params))
+    with atomic_path(path) as temporary:
+        write_state_dict(temporary, to_openai(params))

@@ -1,6 +1,5 @@
 """Files of weights to workdirs: what comes out is a run at step 0, like any other."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import safe_open
 
 from fooddiff import build
 from fooddiff.arrays import Params
@@ -18,6 +16,7 @@ from fooddiff.data.sources.source import read_class_names
 from fooddiff.eval.files import sha256_of
 from fooddiff.model.openai import check_norm_groups, from_openai
 from fooddiff.model.torch_file import load_state_dict
+from fooddiff.runs.weights_file import read_weights
 from fooddiff.train.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,9 @@ def import_safetensors(file: Path, workdir: Path) -> None:
         ValueError: the workdir is not empty, or the file is not one of ours or is not whole.
     """
     _check_free(workdir)
-    config, class_names, params, exported = read_exported(file)
+    about, stored = read_weights(file)
+    params = {name: value.astype(np.float32) for name, value in stored.items()}
+    config, class_names, _ = workdirs.described(about, file)
     try:
         training = build.make_training(config, build.make_mesh())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -67,33 +68,8 @@ def import_safetensors(file: Path, workdir: Path) -> None:
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in training.abstract_state.params.items()}
     if expected != {name: (value.shape, value.dtype) for name, value in params.items()}:
         raise ValueError(f"{file} does not hold the tensors of the model that its own config describes")
-    _write_run(workdir, config, training, params, class_names, _origin(file) | exported)
-
-
-def read_exported(file: Path) -> tuple[ConfigDict, tuple[str, ...], dict[str, np.ndarray], dict[str, Any]]:
-    """Reads a file of `exporting.export`.
-
-    Returns:
-        The config, the class names, the tensors by name, and the "step" and "weights" that they are.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is not one of ours or is not whole; whether its tensors fit its model is not checked.
-    """
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            metadata = tensors.metadata()
-            params = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (it is no mapping)
-        about = {name: json.loads(metadata[name]) for name in ("config", "class_names", "step")}
-        config, class_names, _ = workdirs.described(about, file)
-        exported = {"step": int(about["step"]), "weights": metadata["weights"]}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # safetensors raises many types on hostile bytes
-        raise ValueError(
-            f"{file} was not written by `python -m fooddiff.convert export`, or is not whole: {error}"
-        ) from error
-    return config, class_names, params, exported
+    origin = _origin(file) | {"step": about["step"], "weights": about["weights"]}
+    _write_run(workdir, config, training, params, class_names, origin)
 
 
 def _check_free(workdir: Path) -> None:

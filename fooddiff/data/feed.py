@@ -39,8 +39,8 @@ def device_batches(
         prefetch: batches that wait on the devices, >= 1.
 
     Returns:
-        An endless iterator of Batch(pixels u8[n, h, w, 3], y i32[n]); batch k depends only on (seed,
-        start_step + k).
+        An endless iterator of Batch(pixels u8[n, h, w, 3], {"y": i32[n]}); batch k depends only on
+        (seed, start_step + k).
 
     Raises:
         ValueError: the devices cannot divide the batch, or a number is out of range.
@@ -73,7 +73,7 @@ def device_batches(
         with jax.transfer_guard_host_to_device("allow"):  # the one transfer of the loop that is meant
             batch = Batch(
                 pixels=jax.make_array_from_callback((batch_size, *images.shape[1:]), sharding, pixels),
-                y=jax.make_array_from_callback((batch_size,), sharding, labels),
+                cond={"y": jax.make_array_from_callback((batch_size,), sharding, labels)},
             )
         return jax.block_until_ready(batch)
 

@@ -1,10 +1,7 @@
-"""From a decoded picture to pixels, and from pixels to what a model is fed. Pure functions; owns no files."""
+"""From a decoded picture to pixels. Pure functions; owns no files."""
 
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-
-from fooddiff.arrays import Array, Float, UInt8
 
 RECIPE = {
     "colour": "RGB, alpha dropped, EXIF orientation ignored",
@@ -57,23 +54,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
             f"mode {image.mode!r} has more than 8 bits per channel or no colours; expected one of {', '.join(_MODES)}"
         )
     return image.convert("RGB")
-
-
-def to_signed(pixels: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Maps grey levels linearly to [-1, 1]: x / 127.5 - 1.
-
-    This is the project's only conversion of images from integers to floats; `to_uint8` of `sample.pixels` is
-    its inverse.
-
-    Args:
-        pixels: u8, any shape, on the device.
-
-    Returns:
-        f32 of the same shape, in [-1, 1].
-
-    Raises:
-        ValueError: the pixels are not uint8.
-    """
-    if pixels.dtype != jnp.uint8:
-        raise ValueError(f"expected pixels of dtype uint8, got {pixels.dtype}")
-    return pixels.astype(jnp.float32) / 127.5 - 1.0

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fooddiff.arrays import Array, DenoiseFn, Float, Image, Int, Label, PerExample
+from fooddiff.arrays import Array, Cond, Float, Image, Int, PerExample
+from fooddiff.diffusion.denoiser import Denoiser
+from fooddiff.diffusion.level import Transition, add_noise, for_batch
 from fooddiff.diffusion.losses import bound_term, prior_term
-from fooddiff.diffusion.process import GaussianDiffusion, eps_from_x0, q_sample
-from fooddiff.diffusion.reverse import Parameterization, reverse_gaussian
 
 
 class Likelihood(NamedTuple):
@@ -23,35 +23,32 @@ class Likelihood(NamedTuple):
 
 
 def bits_per_dim(
-    process: GaussianDiffusion, param: Parameterization, denoise: DenoiseFn,
-    x_0: Image, noise: Callable[[Int[Array, ""]], Image], y: Label | None, *, clip: bool = True,
-) -> Likelihood:  # fmt: skip
+    denoise: Denoiser, steps: Transition, x_0: Image, noise: Callable[[Int[Array, ""]], Image], cond: Cond
+) -> Likelihood:
     """Evaluates the bound of IDDPM eq. 4 to 7 with one draw of noise per timestep.
 
     Args:
-        process: the process.
-        param: what the network predicts.
-        denoise: the network.
+        denoise: the denoiser; it models the variance of a step.
+        steps: all steps of a discrete process, the noisiest first.
         x_0: [n, h, w, c], 8-bit images scaled to [-1, 1].
         noise: gives the standard normal noise of timestep t (a traced scalar), in the shape of x_0.
-        y: i32[n] labels, or None.
-        clip: clip the predicted x_0 to [-1, 1].
+        cond: conditions.
 
     Returns:
-        The bound in bits/dim and its terms.
+        The bound in bits/dim and its terms, by ascending timestep.
     """
 
-    def term(_, t):
-        t_batch = jnp.full(x_0.shape[:1], t)
-        eps = noise(t)
-        x_t = q_sample(process, x_0, t_batch, eps)
-        out = denoise(x_t, process.model_timesteps[t_batch], y)
-        vb = bound_term(process, param, out, x_0, x_t, t_batch, clip=clip)
-        predicted = reverse_gaussian(process, param, out, x_t, t_batch, clip=clip).x_0
-        eps_error = eps_from_x0(process, predicted, x_t, t_batch) - eps
-        return None, (vb, ((predicted - x_0) ** 2).mean((1, 2, 3)), (eps_error**2).mean((1, 2, 3)))
+    def term(_, step):
+        step = for_batch(step, len(x_0))
+        eps = noise(step.remaining[0])
+        x_t = add_noise(step.level, x_0, eps)
+        prediction = denoise(x_t, step.level, cond)
+        vb = bound_term(prediction, x_0, x_t, step)
+        x0_mse, eps_mse = (((a - b) ** 2).mean((1, 2, 3)) for a, b in ((prediction.x_0, x_0), (prediction.eps, eps)))
+        return None, (vb, x0_mse, eps_mse)
 
-    _, terms = jax.lax.scan(term, None, jnp.arange(process.num_timesteps))
-    vb, x0_mse, eps_mse = (jnp.moveaxis(term, 0, 1) for term in terms)
-    prior = prior_term(process, x_0)
+    _, terms = jax.lax.scan(term, None, steps)
+    vb, x0_mse, eps_mse = (jnp.moveaxis(term[::-1], 0, 1) for term in terms)
+    noisiest = for_batch(jax.tree.map(lambda field: field[0], steps.level), len(x_0))
+    prior = prior_term(x_0, noisiest)
     return Likelihood(prior + vb.sum(axis=1), prior, vb, x0_mse, eps_mse)

@@ -104,6 +104,19 @@ def integer_stride(timesteps: int, count: int) -> list[int]:
     )
 
 
+def nearest(log_snrs: np.ndarray, wanted: np.ndarray) -> list[int]:
+    """Chooses the timesteps whose log SNRs are nearest to those wanted.
+
+    Args:
+        log_snrs: float[T], descending, of all timesteps.
+        wanted: float[S].
+
+    Returns:
+        The kept indices, ascending; fewer than S where two wanted ones are nearest to the same timestep.
+    """
+    return sorted(set(np.abs(log_snrs[:, None] - wanted[None]).argmin(axis=0).tolist()))
+
+
 def _check_timesteps(timesteps: int) -> None:
     if timesteps < 2:
         raise ValueError(f"a diffusion process needs at least 2 timesteps, got {timesteps}")

@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from fooddiff.eval.files import npz_names
 from fooddiff.eval.images import ImageSet, open_images
 from fooddiff.eval.stats import write_stats
 from fooddiff.eval.weights import BY_HAND, GENUINE_URLS, load_inception
+from fooddiff.sample.spec import SamplerSpec
 
 log = logging.getLogger("fooddiff.eval")  # __name__ would be __main__
 
@@ -119,9 +121,7 @@ def _scoring(flags: argparse.Namespace) -> scorer.Scoring:
         kid_subsets=flags.kid_subsets,
         kid_subset_size=flags.kid_subset_size,
         per_class=flags.per_class,
-        sampler=flags.sampler,
-        sampling_steps=flags.steps,
-        eta=flags.eta,
+        sampling={field.name: getattr(flags, field.name) for field in fields(SamplerSpec)},
         seed=flags.seed,
         batch_size=flags.batch_size,
     )
@@ -244,9 +244,14 @@ def _scoring_flags(what: str) -> argparse.ArgumentParser:
         "--reference", help=f"{what}, or an npz with mu and sigma; the test split of the run's data if not given"
     )
     flags.add_argument("--per_class", type=int, help="samples of each class; as many as the reference has if not given")
-    flags.add_argument("--sampler", default="ancestral", help="ancestral, ddim or dpmpp_2m")
-    flags.add_argument("--steps", type=int, help="network calls per image; every timestep if not given")
-    flags.add_argument("--eta", type=float, default=0.0, help="noise of ddim, from 0 to 1")
+    sampling = flags.add_argument_group("sampling", "as config.sample of the run says where it is not given")
+    sampling.add_argument("--sampler", help=", ".join(build.SAMPLERS))
+    sampling.add_argument("--steps", type=int, help="levels of noise along the way")
+    sampling.add_argument("--spacing", help="of these levels: time, log_snr or karras")
+    sampling.add_argument("--eta", type=float, help="stochasticity of ddim and heun, from 0 to 1")
+    sampling.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 is off")
+    sampling.add_argument("--interval", type=float, nargs=2, help="log SNRs between which to guide")
+    sampling.add_argument("--rescale", type=float, help="share of the guided deviation that is brought back")
     return flags
 
 

@@ -12,15 +12,15 @@ import numpy as np
 from fooddiff import processes
 from fooddiff.arrays import Key, Params, Pixels
 from fooddiff.eval.images import ImageSet
-from fooddiff.sample.generate import Generator, generate_batches
+from fooddiff.sample.generate import Draw, draw_batches
 
 
 class GeneratedImages:
     """Samples on access: u8[n, h, w, 3] for a slice of sample ids."""
 
-    def __init__(self, generator: Generator, params: Params, key: Key, ids: np.ndarray, batch_size: int):
-        """Keeps what the samples are a function of; see `generate_batches`."""
-        self._generator, self._params, self._key, self._ids, self._batch_size = generator, params, key, ids, batch_size
+    def __init__(self, draw: Draw, params: Params, key: Key, ids: np.ndarray, batch_size: int):
+        """Keeps what the samples are a function of; see `draw_batches`."""
+        self._draw, self._params, self._key, self._ids, self._batch_size = draw, params, key, ids, batch_size
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -28,7 +28,7 @@ class GeneratedImages:
 
     def __getitem__(self, rows: slice) -> Pixels:
         """Draws some samples."""
-        drawn = generate_batches(self._generator, self._params, self._key, self._ids[rows], self._batch_size)
+        drawn = draw_batches(self._draw, self._params, self._key, self._ids[rows], self._batch_size)
         return np.concatenate(list(drawn))
 
 

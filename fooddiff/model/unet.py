@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fooddiff.arrays import Array, Float, Image, Key, Label
+from fooddiff.arrays import Array, Cond, Float, Image, Key
 
 NORM_EPSILON = 1e-5
 
@@ -54,10 +54,10 @@ def zero_conv(in_channels: int, out_channels: int, size: int, *, dtype, rngs: nn
     )  # fmt: skip
 
 
-def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer with the initial distribution of torch.nn.Linear, in float32."""
+def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32) -> nnx.Linear:
+    """A linear layer with the initial distribution of torch.nn.Linear."""
     init = _uniform(1 / math.sqrt(in_features))
-    return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, rngs=rngs)
+    return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
 
 
 def _uniform(bound: float) -> Callable:
@@ -238,14 +238,15 @@ class UNet(nnx.Module):
         image_size: int,
         out_channels: int,
         model_channels: int,
-        channel_mult: Sequence[int],
+        channel_mult: tuple[int, ...],
         num_res_blocks: int,
-        attention_resolutions: Sequence[int],
+        attention_resolutions: tuple[int, ...],
         num_heads: int,
         num_classes: int | None,
         rngs: nnx.Rngs,
         in_channels: int = 3,
         num_heads_upsample: int | None = None,
+        null_label: bool = False,
         norm_groups: int = 32,
         scale_shift_norm: bool = True,
         dropout: float = 0.0,
@@ -266,6 +267,7 @@ class UNet(nnx.Module):
             rngs: where initial parameters are drawn from.
             in_channels: channels of the image.
             num_heads_upsample: attention heads on the way up; None means num_heads.
+            null_label: know a further label, num_classes, that means none: for classifier-free guidance.
             norm_groups: groups of channels that are normalised together. With as many groups as channels a block
                 cannot see the mean colour of what it gets.
             scale_shift_norm: let the embedding scale and shift the second norm; otherwise it is added before it.
@@ -277,6 +279,12 @@ class UNet(nnx.Module):
             ValueError: a size that cannot be halved often enough, an attention resolution that never occurs, or
                 channels that cannot be grouped.
         """
+        counts = dict(model_channels=model_channels, num_res_blocks=num_res_blocks, num_heads=num_heads)
+        counts |= dict(channel_mult=min(channel_mult, default=0), num_classes=1 if num_classes is None else num_classes)
+        if bad := [f"{name} is {count}, expected at least 1" for name, count in counts.items() if count < 1]:
+            raise ValueError(bad[0])
+        if null_label and num_classes is None:
+            raise ValueError("null_label is for class-conditional networks, and num_classes is None")
         resolutions = [image_size >> level for level in range(len(channel_mult))]
         if image_size % 2 ** (len(channel_mult) - 1):
             raise ValueError(
@@ -301,7 +309,9 @@ class UNet(nnx.Module):
         self.time_out = linear(embed_dim, embed_dim, rngs=rngs)
         normal = nnx.initializers.normal(1.0)
         self.label = (
-            None if num_classes is None else nnx.Embed(num_classes, embed_dim, embedding_init=normal, rngs=rngs)
+            None
+            if num_classes is None
+            else nnx.Embed(num_classes + null_label, embed_dim, embedding_init=normal, rngs=rngs)
         )
 
         down = [Stage([conv(in_channels, model_channels, 3, **layer)])]
@@ -344,14 +354,14 @@ class UNet(nnx.Module):
         self.remat = remat
 
     def __call__(
-        self, x_t: Image, t: Float[Array, " n"], y: Label | None, *, dropout_key: Key | None = None
+        self, x_t: Image, t: Float[Array, " n"], cond: Cond, *, dropout_key: Key | None = None
     ) -> Float[Array, "n h w o"]:
         """Denoises.
 
         Args:
             x_t: f32[n, h, w, c].
             t: f32[n], the timestep as the process feeds it to the network.
-            y: i32[n] labels in [0, num_classes), None exactly if the network is unconditional.
+            cond: {"y": i32[n] labels in [0, num_classes)}, or {} exactly if the network is unconditional.
             dropout_key: key for dropout; None switches it off.
 
         Returns:
@@ -360,13 +370,12 @@ class UNet(nnx.Module):
         Raises:
             ValueError: labels without a class embedding, or the other way round.
         """
-        if (y is None) != (self.label is None):
-            raise ValueError(
-                "a class-conditional network needs labels" if y is None else "an unconditional network takes no labels"
-            )
+        if ("y" in cond) != (self.label is not None):
+            needs = "a class-conditional network needs labels"
+            raise ValueError("an unconditional network takes no labels" if "y" in cond else needs)
         embedding = self.time_out(jax.nn.silu(self.time_in(timestep_embedding(t, self.model_channels))))
         if self.label is not None:
-            embedding = embedding + self.label(y)
+            embedding = embedding + self.label(cond["y"])
 
         def run(index, stage, h):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)

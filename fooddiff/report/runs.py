@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fooddiff.sample.spec import SamplerSpec
 from fooddiff.train.record import read_scalars
 
 GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+)\.png")  # what a training writes; other pictures are the user's
@@ -139,8 +140,6 @@ def read_distances(path: Path) -> list[Distance]:
         if "step" not in record.get("samples", {}).get("made_by", {}):
             return []  # bits/dim, or images that no model made
         made_by, reference = record["samples"]["made_by"], record["reference"]
-        sampler = f"{made_by['sampler']} {made_by['sampling_steps']} steps"
-        sampler += f" eta {made_by['eta']}" if made_by["eta"] else ""
         return [
             Distance(
                 conditions=Conditions(
@@ -149,7 +148,7 @@ def read_distances(path: Path) -> list[Distance]:
                     resize=str(record["resize"]),
                     reference=str(reference["name"]),
                     reference_sha256=str(reference["identity"]["sha256"]),
-                    sampler=sampler,
+                    sampler=SamplerSpec(**made_by["sampling"]).name,
                 ),
                 step=int(made_by["step"]),
                 weights=str(made_by["weights"]),

@@ -2,75 +2,70 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import jax
 import numpy as np
 
-from fooddiff.arrays import Array, Int, Key, Label, Params, Pixels
-from fooddiff.diffusion.process import GaussianDiffusion
-from fooddiff.diffusion.reverse import Parameterization
-from fooddiff.diffusion.samplers import MultistepFn, sample
+from fooddiff.arrays import Array, Cond, Int, Key, Params, Pixels
+from fooddiff.codec import Codec
+from fooddiff.diffusion.denoiser import Denoiser
+from fooddiff.diffusion.level import Transition
+from fooddiff.diffusion.samplers import Sampler
 from fooddiff.keys import sample_noise, stream
-from fooddiff.model.network import Network
-from fooddiff.sample.pixels import to_uint8
 from fooddiff.xla import jit
 
-Generator = Callable[[Params, Key, Int[Array, "n 2"]], Pixels]
+Draw: TypeAlias = Callable[[Params, Key, Int[Array, "n 2"]], Pixels]
+"""The compiled sampler: (params, key, ids) -> uint8[n, h, w, 3]."""
 
 
-def make_generator(
-    network: Network,
-    process: GaussianDiffusion,
-    param: Parameterization,
-    step: MultistepFn,
-    image_shape: tuple[int, int, int],
+def make_draw(
+    sampler: Sampler,
+    steps: Transition,
+    denoiser: Callable[[Params], Denoiser],
+    codec: Codec,
     *,
     conditional: bool,
     mesh: jax.sharding.Mesh,
-) -> Generator:
+) -> Draw:
     """Compiles noise to pixels as one program, spread over the devices of a mesh.
 
     Args:
-        network: the denoiser.
-        process: the process, respaced for fewer steps.
-        param: what the network predicts.
-        step: the sampler's update.
-        image_shape: (h, w, c).
-        conditional: whether the network sees labels.
+        sampler: the sampler.
+        steps: the steps it takes.
+        denoiser: parameters -> the denoiser, with its guidance.
+        codec: between what is diffused and pixels.
+        conditional: whether the denoiser is to know the class.
         mesh: devices, with an axis "data".
 
     Returns:
-        (params, key, ids) -> uint8[n, h, w, c]; ids are (class, index) pairs and n must be a multiple of the number of
+        (params, key, ids) -> uint8[n, h, w, 3]; ids are (class, index) pairs and n must be a multiple of the number of
         devices.
     """
     batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     @partial(jit, out_shardings=replicated)  # every process gets every image
-    def generate(params, key, ids):
+    def draw(params, key, ids):
         ids = jax.lax.with_sharding_constraint(ids, batch)
-        y: Label | None = ids[:, 0] if conditional else None
-        x_0 = sample(
-            step,
-            process,
-            param,
-            partial(network.apply, params),
-            sample_noise(stream(key, "x_T"), ids, image_shape),
-            lambda t: sample_noise(stream(key, "noise", t), ids, image_shape),
-            y,
+        cond: Cond = {"y": ids[:, 0]} if conditional else {}
+        x_0 = sampler(
+            denoiser(params),
+            steps,
+            sample_noise(stream(key, "x_T"), ids, codec.shape),
+            lambda remaining: sample_noise(stream(key, "noise", remaining), ids, codec.shape),
+            cond,
         )
-        return to_uint8(x_0)
+        return codec.decode(x_0)
 
-    return generate
+    return draw
 
 
-def generate_batches(
-    generator: Generator, params: Params, key: Key, ids: np.ndarray, batch_size: int
-) -> Iterator[np.ndarray]:
-    """Generates any number of samples with one compiled batch size; the last batch is padded and cut.
+def draw_batches(draw: Draw, params: Params, key: Key, ids: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Draws any number of samples with one compiled batch size; the last batch is padded and cut.
 
     Args:
-        generator: from `make_generator`.
+        draw: from `make_draw`.
         params: the weights.
         key: the seed's key.
         ids: int[N, 2], (class, index) of every sample.
@@ -82,7 +77,7 @@ def generate_batches(
     for start in range(0, len(ids), batch_size):
         chunk = ids[start : start + batch_size]
         padded = np.resize(chunk, (batch_size, 2)).astype(np.int32)
-        yield np.asarray(generator(params, key, padded))[: len(chunk)]
+        yield np.asarray(draw(params, key, padded))[: len(chunk)]
 
 
 def sample_ids(classes: Sequence[int], per_class: int) -> np.ndarray:

@@ -8,12 +8,12 @@ import numpy as np
 
 from fooddiff import processes
 from fooddiff.arrays import Key, Params
-from fooddiff.sample.generate import Generator, generate_batches
+from fooddiff.sample.generate import Draw, draw_batches
 from fooddiff.train.record import write_atomically
 
 
 def resumable_batches(
-    generator: Generator,
+    draw: Draw,
     params: Params,
     key: Key,
     ids: np.ndarray,
@@ -22,16 +22,16 @@ def resumable_batches(
     folder: Path,
     after_batch: Callable[[], None],
 ) -> Iterator[np.ndarray]:
-    """Generates like `generate_batches`, but reads the batches that an interrupted call has left in a folder.
+    """Draws like `draw_batches`, but reads the batches that an interrupted call has left in a folder.
 
     Args:
-        generator: from `make_generator`.
+        draw: from `make_draw`.
         params: the weights.
         key: the seed's key.
         ids: int[N, 2], (class, index) of every sample.
         batch_size: a multiple of the number of devices.
         folder: holds the batches; belongs to these arguments alone. The caller deletes it when it has all of them.
-        after_batch: called after a batch was generated and stored; what it raises ends the sampling there.
+        after_batch: called after a batch was drawn and stored; what it raises ends the sampling there.
 
     Yields:
         uint8[<= batch_size, h, w, c], in the order of `ids`.
@@ -46,7 +46,7 @@ def resumable_batches(
         if processes.first_says(path.exists()):
             yield _read(path, len(ids[start : start + batch_size]))
             continue
-        (images,) = generate_batches(generator, params, key, ids[start : start + batch_size], batch_size)
+        (images,) = draw_batches(draw, params, key, ids[start : start + batch_size], batch_size)
         if processes.is_first():
             content = BytesIO()
             np.save(content, images)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from fooddiff.arrays import Batch, Key
-from fooddiff.train.state import TrainState, zero_sums
+from fooddiff.train.state import TrainState
 from fooddiff.train.step import StepFn
 
 
@@ -94,7 +95,7 @@ def train(
 
             if done % log_every == 0 or done == steps:
                 values, state = read_metrics(state)  # waits for the device; nothing else in this loop does
-                images = batch.y.shape[0] * (done - window_step)
+                images = len(batch.pixels) * (done - window_step)
                 seconds = time.perf_counter() - window_start
                 values |= {
                     "perf/images_per_second": images / seconds,
@@ -125,5 +126,5 @@ def read_metrics(state: TrainState) -> tuple[dict[str, float], TrainState]:
     sums = jax.device_get(state.sums)
     values = {f"train/{name}": float(total / count) for name, (total, count) in sums.items() if count > 0}
     values["train/skipped"] = float(state.skipped_total)
-    zeros = jax.tree.map(lambda old, zero: jax.device_put(zero, old.sharding), state.sums, zero_sums())
+    zeros = jax.tree.map(lambda old: jax.device_put(np.zeros_like(old), old.sharding), state.sums)
     return values, replace(state, sums=zeros)

@@ -1,18 +1,16 @@
 """Everything that a training run carries from step to step. A resumed run differs from this in nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fooddiff.arrays import Array, Float, Int, Key, Params
-from fooddiff.diffusion.timesteps import LossHistory
-from fooddiff.model.network import Network
-from fooddiff.train.objective import Objective
+from fooddiff.arrays import Array, Float, Int, Key, Params, PyTree
+from fooddiff.train.task import Task
 
-METRICS = ("loss", "mse", "vb", "loss_q1", "loss_q2", "loss_q3", "loss_q4", "grad_norm", "param_norm", "update_norm")
+NORMS = ("grad_norm", "param_norm", "update_norm")
 
 
 @jax.tree_util.register_dataclass
@@ -22,46 +20,39 @@ class TrainState:
 
     step: Int[Array, ""]  # steps done
     params: Params
-    ema: dict[str, Params]  # by rate, for instance "0.9999"
+    ema: dict[str, Params]  # averages by name, for instance "0.9999"
     opt_state: optax.OptState
-    history: LossHistory | None  # of the timestep sampler
+    carried: PyTree  # what the task takes along, such as the history of a timestep sampler
     sums: dict[str, Float[Array, "2"]]  # metrics since the last log point, as (sum, count)
     skipped: Int[Array, ""]  # consecutive steps without an update because a gradient was not finite
     skipped_total: Int[Array, ""]
 
 
-def init_state(
-    key: Key,
-    network: Network,
-    optimizer: optax.GradientTransformation,
-    objective: Objective,
-    ema_rates: Sequence[float],
-) -> TrainState:
+def init_state(key: Key, task: Task, optimizer: optax.GradientTransformation, averages: Iterable[str]) -> TrainState:
     """Draws the state before the first step; call it inside jit, so that every leaf has a buffer of its own.
 
     Args:
         key: the run's root key.
-        network: the denoiser.
+        task: what is trained.
         optimizer: the optimizer.
-        objective: the objective.
-        ema_rates: decay rates of the averages, each in [0, 1).
+        averages: names of the averages.
 
     Returns:
         The state, with every average equal to the parameters.
     """
-    params = network.init(key)
+    params = task.init(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema={str(rate): jax.tree.map(jnp.copy, params) for rate in ema_rates},
+        ema={name: jax.tree.map(jnp.copy, params) for name in averages},
         opt_state=optimizer.init(params),
-        history=objective.init(),
-        sums=zero_sums(),
+        carried=task.init_carried(),
+        sums=zero_sums((*task.metrics, *NORMS)),
         skipped=jnp.zeros((), jnp.int32),
         skipped_total=jnp.zeros((), jnp.int32),
     )
 
 
-def zero_sums() -> dict[str, Float[Array, "2"]]:
+def zero_sums(metrics: Sequence[str]) -> dict[str, Float[Array, "2"]]:
     """Metrics at the start of a log window."""
-    return {name: jnp.zeros((2,)) for name in METRICS}
+    return {name: jnp.zeros((2,)) for name in metrics}

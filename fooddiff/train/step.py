@@ -1,7 +1,7 @@
-"""One optimizer step as a pure function. Knows no diffusion: the objective is an argument."""
+"""One optimizer step as a pure function. What is trained is a `Task`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import jax
@@ -10,27 +10,27 @@ import optax
 
 from fooddiff.arrays import Batch, Key, Params, PyTree
 from fooddiff.keys import stream
-from fooddiff.train.objective import Examples, Objective
+from fooddiff.train.averages import Decay
 from fooddiff.train.state import TrainState
+from fooddiff.train.task import Task
 from fooddiff.xla import unroll_gradients
 
 StepFn = Callable[[TrainState, Batch, Key], TrainState]
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, *, ema_warmup: bool, accumulate: int = 1
+    task: Task, optimizer: optax.GradientTransformation, averages: Mapping[str, Decay], *, accumulate: int = 1
 ) -> StepFn:
     """Builds the step (state, batch, key) -> state.
 
     Randomness of step k is a function of (key, k). A gradient that is not finite, or an update that would make the
-    parameters so, leaves parameters, averages, optimizer and timestep history as they were and is counted; the step
-    still counts, so that the next batch is another one.
+    parameters so, leaves parameters, averages, optimizer and what the task carries as they were and is counted; the
+    step still counts, so that the next batch is another one.
 
     Args:
-        objective: the loss.
+        task: what is trained.
         optimizer: the optimizer.
-        ema_warmup: average with min(rate, (1 + k) / (10 + k)) at step k, so that early averages forget the
-            initial parameters.
+        averages: the averages of the parameters by name.
         accumulate: microbatches per step, whose gradients are averaged; divides the batch size.
 
     Returns:
@@ -39,11 +39,11 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, key: Key) -> TrainState:
         key = stream(key, "step", state.step)
-        examples = objective.draw(state.history, batch, key)
-        grads, terms = mean_gradient(objective, state.params, examples, stream(key, "dropout"), accumulate)
+        examples = task.draw(state.carried, batch, key)
+        grads, terms = mean_gradient(task, state.params, examples, stream(key, "dropout"), accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        history, sums = objective.observe(state.history, examples, terms)
+        carried, sums = task.observe(state.carried, examples, terms)
         grad_norm = optax.tree.norm(grads)
         norms = {
             "grad_norm": grad_norm,
@@ -52,13 +52,12 @@ def make_train_step(
         }
         sums = dict(sums) | {name: jnp.stack([norm, jnp.ones(())]) for name, norm in norms.items()}
 
-        decay = (1 + state.step) / (10 + state.step) if ema_warmup else 1.0
         updated = TrainState(
             step=state.step,
             params=params,
-            ema={rate: lerp(ema, params, 1 - jnp.minimum(float(rate), decay)) for rate, ema in state.ema.items()},
+            ema={name: lerp(state.ema[name], params, 1 - decay(state.step)) for name, decay in averages.items()},
             opt_state=opt_state,
-            history=history,
+            carried=carried,
             sums=jax.tree.map(jnp.add, state.sums, sums),
             skipped=jnp.zeros_like(state.skipped),
             skipped_total=state.skipped_total,
@@ -71,11 +70,11 @@ def make_train_step(
     return train_step
 
 
-def make_diagnosis(objective: Objective, *, accumulate: int) -> Callable[[TrainState, Batch, Key], dict[str, PyTree]]:
+def make_diagnosis(task: Task, *, accumulate: int) -> Callable[[TrainState, Batch, Key], dict[str, PyTree]]:
     """Builds a function that computes a skipped step again and keeps what the step throws away.
 
     Args:
-        objective: the loss.
+        task: what is trained.
         accumulate: microbatches per step.
 
     Returns:
@@ -85,17 +84,15 @@ def make_diagnosis(objective: Objective, *, accumulate: int) -> Callable[[TrainS
 
     def diagnose(state: TrainState, batch: Batch, key: Key) -> dict[str, PyTree]:
         key = stream(key, "step", state.step - 1)
-        examples = objective.draw(state.history, batch, key)
-        grads, terms = mean_gradient(objective, state.params, examples, stream(key, "dropout"), accumulate)
+        examples = task.draw(state.carried, batch, key)
+        grads, terms = mean_gradient(task, state.params, examples, stream(key, "dropout"), accumulate)
         every = functools.partial(jax.tree.map, lambda tensor: jnp.isfinite(tensor).all())
         return {"parameters": every(state.params), "losses": jnp.isfinite(terms.total), "gradients": every(grads)}
 
     return diagnose
 
 
-def mean_gradient(
-    objective: Objective, params: Params, examples: Examples, key: Key, accumulate: int
-) -> tuple[Params, PyTree]:
+def mean_gradient(task: Task, params: Params, examples: PyTree, key: Key, accumulate: int) -> tuple[Params, PyTree]:
     """Gradient of the mean loss, computed in `accumulate` microbatches to save memory.
 
     Microbatch j takes examples j, j + accumulate, ..., which keeps the batch axis split evenly over devices.
@@ -103,7 +100,7 @@ def mean_gradient(
     Returns:
         The gradient, and what the loss reports of every example, in batch order.
     """
-    gradient = jax.grad(objective.loss, has_aux=True)
+    gradient = jax.grad(task.loss, has_aux=True)
     if accumulate == 1:
         return gradient(params, examples, key)
 

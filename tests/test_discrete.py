@@ -5,15 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fooddiff.diffusion.process import (
-    eps_from_x0,
-    make_process,
-    make_tables,
-    q_marginal,
-    q_posterior,
-    q_sample,
-    x0_from_eps,
-)
+from fooddiff.diffusion.discrete import level_at, make_process, make_tables, transition_at, transitions
+from fooddiff.diffusion.level import add_noise, clean_level, eps_from_x0, q_posterior, x0_from_eps
 from fooddiff.diffusion.schedule import cosine_betas, linear_betas
 
 
@@ -33,12 +26,10 @@ def processes(draw):
 @given(processes())
 def test_beta_belongs_to_alpha_bar(process):
     tables = make_tables(*process)
-    beta = 1 - tables.alpha_bar / tables.alpha_bar_prev
+    alpha_bar = tables.sqrt_alpha_bar**2
+    beta = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
     np.testing.assert_allclose(np.exp(tables.log_beta), beta, rtol=1e-9)
-    assert tables.alpha_bar_prev[0] == 1
-    assert tables.alpha_bar_next[-1] == 0
-    np.testing.assert_array_equal(tables.alpha_bar_prev[1:], tables.alpha_bar[:-1])
-    np.testing.assert_array_equal(tables.alpha_bar_next[:-1], tables.alpha_bar[1:])
+    np.testing.assert_allclose(np.exp(tables.log_snr), alpha_bar / (1 - alpha_bar), rtol=1e-9)
 
 
 @given(processes())
@@ -50,14 +41,13 @@ def test_marginal_is_the_composition_of_steps(process):
         mean, variance = np.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
         np.testing.assert_allclose(tables.sqrt_alpha_bar[t], mean, rtol=1e-9)
         np.testing.assert_allclose(tables.sqrt_one_minus_alpha_bar[t] ** 2, variance, rtol=1e-9)
-        np.testing.assert_allclose(np.exp(tables.log_one_minus_alpha_bar[t]), variance, rtol=1e-9)
 
 
 @given(processes(), st.floats(-1, 1), st.floats(-3, 3))
 def test_posterior_is_bayes(process, x_0, x_t):
     """q(x_{t-1} | x_t, x_0) has the precision and the mean of the product q(x_t | x_{t-1}) q(x_{t-1} | x_0)."""
     tables = make_tables(*process)
-    beta, prev = np.exp(tables.log_beta[1:]), tables.alpha_bar_prev[1:]
+    beta, prev = np.exp(tables.log_beta[1:]), tables.sqrt_alpha_bar[:-1] ** 2
     precision = (1 - beta) / beta + 1 / (1 - prev)
     mean = (np.sqrt(1 - beta) / beta * x_t + np.sqrt(prev) / (1 - prev) * x_0) / precision
     np.testing.assert_allclose(np.exp(-tables.posterior_log_var[1:]), precision, rtol=1e-6)
@@ -74,7 +64,7 @@ def test_respacing_keeps_the_marginals_and_what_the_network_is_fed(process, resc
     full = make_tables(original, rescale_timesteps=rescale)
     kept = np.arange(len(original)) if keep is None else keep
     np.testing.assert_array_equal(spaced.timesteps, kept)
-    np.testing.assert_allclose(spaced.alpha_bar, full.alpha_bar[kept], rtol=1e-9)
+    np.testing.assert_allclose(spaced.sqrt_alpha_bar, full.sqrt_alpha_bar[kept], rtol=1e-9)
     np.testing.assert_array_equal(spaced.model_timesteps, full.model_timesteps[kept])
     unit = 1000 / len(original) if rescale else 1
     np.testing.assert_allclose(spaced.model_timesteps, np.asarray(kept) * unit, rtol=1e-6)
@@ -85,7 +75,7 @@ def test_process_is_the_tables_cast_once():
     tables, process = make_tables(cosine_betas(4000)), make_process(cosine_betas(4000))
     assert process.num_timesteps == 4000
     assert process.timesteps.dtype == jnp.int32
-    for name in ("log_beta", "alpha_bar", "posterior_log_var", "posterior_coef_x0", "sqrt_recipm1_alpha_bar"):
+    for name in ("log_beta", "sqrt_alpha_bar", "posterior_log_var", "posterior_coef_x0", "sqrt_recipm1_alpha_bar"):
         assert getattr(process, name).dtype == jnp.float32
         np.testing.assert_array_equal(getattr(process, name), getattr(tables, name).astype(np.float32))
 
@@ -100,25 +90,49 @@ def batch():
 
 def test_x0_and_eps_are_inverses(batch):
     process, x_0, eps, t = batch
-    x_t = q_sample(process, x_0, t, eps)
-    np.testing.assert_allclose(x0_from_eps(process, eps, x_t, t), x_0, atol=1e-4)
-    np.testing.assert_allclose(eps_from_x0(process, x_0, x_t, t), eps, atol=1e-4)
-    np.testing.assert_allclose(eps_from_x0(process, x0_from_eps(process, eps, x_t, t), x_t, t), eps, atol=1e-4)
+    level = level_at(process, t)
+    x_t = add_noise(level, x_0, eps)
+    np.testing.assert_allclose(x0_from_eps(level, eps, x_t), x_0, atol=1e-4)
+    np.testing.assert_allclose(eps_from_x0(level, x_0, x_t), eps, atol=1e-4)
+    np.testing.assert_allclose(eps_from_x0(level, x0_from_eps(level, eps, x_t), x_t), eps, atol=1e-4)
 
 
-def test_q_sample_moves_the_marginal_by_its_deviation(batch):
+def test_noise_is_added_as_the_marginal_says(batch):
+    """q(x_t | x_0) has the mean alpha_bar^1/2 x_0 and the variance 1 - alpha_bar."""
     process, x_0, eps, t = batch
-    mean, log_var = q_marginal(process, x_0, t)
-    np.testing.assert_allclose(q_sample(process, x_0, t, 0 * eps), mean, rtol=1e-6)
-    np.testing.assert_allclose(q_sample(process, x_0, t, eps) - mean, np.exp(log_var / 2) * eps, atol=1e-6)
+    level, alpha_bar = level_at(process, t), np.cumprod(1 - linear_betas(60))[t][:, None, None, None]
+    mean = np.sqrt(alpha_bar) * x_0
+    np.testing.assert_allclose(add_noise(level, x_0, 0 * eps), mean, rtol=1e-6)
+    np.testing.assert_allclose(add_noise(level, x_0, eps) - mean, np.sqrt(1 - alpha_bar) * eps, atol=1e-6)
+
+
+def test_levels_agree_with_themselves(batch):
+    process, _, _, _ = batch
+    level = level_at(process, jnp.arange(60))
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-6)
+    np.testing.assert_allclose(level.inv_alpha, 1 / level.alpha, rtol=1e-6)
+    np.testing.assert_allclose(level.noise_to_signal, level.sigma / level.alpha, rtol=1e-6)
+    np.testing.assert_allclose(level.log_snr, -2 * np.log(level.noise_to_signal), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(level.network_time, process.model_timesteps)
+
+
+def test_the_steps_lead_from_noise_to_the_image(batch):
+    process, _, _, _ = batch
+    steps = transitions(process)
+    np.testing.assert_array_equal(steps.level.index, np.arange(60)[::-1])
+    np.testing.assert_array_equal(steps.remaining, np.arange(60)[::-1])
+    for field in ("alpha", "sigma", "inv_alpha", "noise_to_signal", "log_snr"):
+        after = getattr(steps.next, field)
+        np.testing.assert_array_equal(after[:-1], getattr(steps.level, field)[1:])
+        assert after[-1] == getattr(clean_level(), field)
 
 
 def test_each_example_has_its_own_timestep(batch):
     process, x_0, eps, t = batch
-    x_t = q_sample(process, x_0, t, eps)
-    together = q_posterior(process, x_0, x_t, t)
+    x_t = add_noise(level_at(process, t), x_0, eps)
+    together = q_posterior(transition_at(process, t), x_0, x_t)
     for i in range(len(t)):
-        alone = q_posterior(process, x_0[i : i + 1], x_t[i : i + 1], t[i : i + 1])
+        alone = q_posterior(transition_at(process, t[i : i + 1]), x_0[i : i + 1], x_t[i : i + 1])
         jax.tree.map(np.testing.assert_array_equal, alone, jax.tree.map(lambda x, i=i: x[i : i + 1], together))
 
 

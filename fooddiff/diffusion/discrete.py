@@ -1,14 +1,14 @@
-"""The forward process q: its tables, q(x_t | x_0) and the posterior q(x_{t-1} | x_t, x_0)."""
+"""Discrete variance-preserving diffusion with T steps: its tables, and its levels and transitions looked up in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fooddiff.arrays import Array, Float, Image, Int, Timestep
+from fooddiff.arrays import Array, Float, Int, Timestep
+from fooddiff.diffusion.level import Level, Transition, clean_level
 
 
 @jax.tree_util.register_dataclass
@@ -22,14 +22,11 @@ class GaussianDiffusion:
     timesteps: Int[Array, " T"]  # index of each kept step in the original process
     model_timesteps: Float[Array, " T"]  # what the network is fed for each step
     log_beta: Float[Array, " T"]
-    alpha_bar: Float[Array, " T"]
-    alpha_bar_prev: Float[Array, " T"]  # alpha_bar[t-1], 1 at t = 0
-    alpha_bar_next: Float[Array, " T"]  # alpha_bar[t+1], 0 at t = T-1
     sqrt_alpha_bar: Float[Array, " T"]
     sqrt_one_minus_alpha_bar: Float[Array, " T"]
-    log_one_minus_alpha_bar: Float[Array, " T"]
     sqrt_recip_alpha_bar: Float[Array, " T"]  # (1 / alpha_bar)^1/2
     sqrt_recipm1_alpha_bar: Float[Array, " T"]  # (1 / alpha_bar - 1)^1/2
+    log_snr: Float[Array, " T"]
     posterior_coef_x0: Float[Array, " T"]  # DDPM eq. 7
     posterior_coef_xt: Float[Array, " T"]
     posterior_log_var: Float[Array, " T"]  # t = 0 takes the value of t = 1, since its variance is 0
@@ -38,13 +35,6 @@ class GaussianDiffusion:
     def num_timesteps(self) -> int:
         """T, the number of steps that are kept."""
         return self.timesteps.shape[0]
-
-
-class Gaussian(NamedTuple):
-    """A diagonal Gaussian over images."""
-
-    mean: Image
-    log_var: Float[Array, "n 1 1 1"] | Image
 
 
 def make_tables(
@@ -83,14 +73,11 @@ def make_tables(
         # a product of two float32 numbers, as in the reference: sin(t) would show the other rounding
         model_timesteps=kept.astype(np.float32) * np.float32(1000 / original if rescale_timesteps else 1),
         log_beta=np.log(beta),
-        alpha_bar=alpha_bar,
-        alpha_bar_prev=alpha_bar_prev,
-        alpha_bar_next=np.append(alpha_bar[1:], 0.0),
         sqrt_alpha_bar=np.sqrt(alpha_bar),
         sqrt_one_minus_alpha_bar=np.sqrt(1 - alpha_bar),
-        log_one_minus_alpha_bar=np.log(1 - alpha_bar),
         sqrt_recip_alpha_bar=np.sqrt(1 / alpha_bar),
         sqrt_recipm1_alpha_bar=np.sqrt(1 / alpha_bar - 1),
+        log_snr=np.log(alpha_bar) - np.log(1 - alpha_bar),
         posterior_coef_x0=beta * np.sqrt(alpha_bar_prev) / (1 - alpha_bar),
         posterior_coef_xt=(1 - alpha_bar_prev) * np.sqrt(1 - beta) / (1 - alpha_bar),
         posterior_log_var=np.log(np.append(posterior_var[1], posterior_var[1:])),
@@ -108,35 +95,32 @@ def make_process(
     return jax.tree.map(lambda table: jnp.asarray(table, jnp.int32 if table.dtype.kind == "i" else jnp.float32), tables)
 
 
-def at(table: Float[Array, " T"], t: Timestep) -> Float[Array, "n 1 1 1"]:
-    """Looks up one number per example, shaped to broadcast over images."""
-    return table[t][:, None, None, None]
+def level_at(process: GaussianDiffusion, t: Timestep) -> Level:
+    """Looks up the levels of timesteps, i32 of any shape; t = -1 is x_0 itself."""
+    level = Level(
+        alpha=process.sqrt_alpha_bar[t],
+        sigma=process.sqrt_one_minus_alpha_bar[t],
+        inv_alpha=process.sqrt_recip_alpha_bar[t],
+        noise_to_signal=process.sqrt_recipm1_alpha_bar[t],
+        log_snr=process.log_snr[t],
+        network_time=process.model_timesteps[t],
+    )
+    level = jax.tree.map(lambda clean, table: jnp.where(t < 0, clean, table), clean_level(), level)
+    return level._replace(index=t, log_var_range=(process.posterior_log_var[t], process.log_beta[t]))
 
 
-def q_sample(process: GaussianDiffusion, x_0: Image, t: Timestep, eps: Image) -> Image:
-    """Draws x_t ~ q(x_t | x_0) with the given standard normal `eps` (DDPM eq. 4)."""
-    return at(process.sqrt_alpha_bar, t) * x_0 + at(process.sqrt_one_minus_alpha_bar, t) * eps
+def transition_at(process: GaussianDiffusion, t: Timestep) -> Transition:
+    """Looks up the steps from timestep t to t - 1, i32 of any shape."""
+    return Transition(
+        level=level_at(process, t),
+        next=level_at(process, t - 1),
+        posterior_coef_x0=process.posterior_coef_x0[t],
+        posterior_coef_xt=process.posterior_coef_xt[t],
+        posterior_log_var=process.posterior_log_var[t],
+        remaining=t,
+    )
 
 
-def q_marginal(process: GaussianDiffusion, x_0: Image, t: Timestep) -> Gaussian:
-    """The marginal q(x_t | x_0) (DDPM eq. 4)."""
-    return Gaussian(at(process.sqrt_alpha_bar, t) * x_0, at(process.log_one_minus_alpha_bar, t))
-
-
-def q_posterior(process: GaussianDiffusion, x_0: Image, x_t: Image, t: Timestep) -> Gaussian:
-    """The posterior q(x_{t-1} | x_t, x_0) (DDPM eq. 6 and 7).
-
-    At t = 0 its variance is zero; `log_var` then holds the value of t = 1, as in the reference.
-    """
-    mean = at(process.posterior_coef_x0, t) * x_0 + at(process.posterior_coef_xt, t) * x_t
-    return Gaussian(mean, at(process.posterior_log_var, t))
-
-
-def x0_from_eps(process: GaussianDiffusion, eps: Image, x_t: Image, t: Timestep) -> Image:
-    """Solves DDPM eq. 4 for x_0."""
-    return at(process.sqrt_recip_alpha_bar, t) * x_t - at(process.sqrt_recipm1_alpha_bar, t) * eps
-
-
-def eps_from_x0(process: GaussianDiffusion, x_0: Image, x_t: Image, t: Timestep) -> Image:
-    """Solves DDPM eq. 4 for eps."""
-    return (at(process.sqrt_recip_alpha_bar, t) * x_t - x_0) / at(process.sqrt_recipm1_alpha_bar, t)
+def transitions(process: GaussianDiffusion) -> Transition:
+    """All steps of the reverse process, from t = T - 1 to 0."""
+    return transition_at(process, jnp.arange(process.num_timesteps)[::-1])

@@ -1,0 +1,116 @@
+"""The Python API: `model = fooddiff.load(path)`, `images = model.sample(classes=["pizza"], per_class=8)`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from fooddiff import build
+from fooddiff.commands import workdir as workdirs
+from fooddiff.commands.workdir import TrainedModel
+from fooddiff.sample.generate import Draw, draw_batches, sample_ids
+from fooddiff.sample.spec import SamplerSpec
+
+SHIPPED = Path(__file__).parent / "weights" / "food101_cheap.safetensors"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model that draws images."""
+
+    trained: TrainedModel
+    mesh: jax.sharding.Mesh
+    _compiled: dict[SamplerSpec, Draw] = field(default_factory=dict, repr=False)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes it knows."""
+        return self.trained.class_names
+
+    def sample(
+        self,
+        *,
+        classes: Sequence[str] = (),
+        per_class: int = 1,
+        seed: int = 0,
+        batch_size: int = 64,
+        sampler: str | None = None,
+        steps: int | None = None,
+        spacing: str | None = None,
+        eta: float | None = None,
+        guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+        rescale: float | None = None,
+    ) -> np.ndarray:
+        """Draws images. Image i of a class depends on the seed, the class and i alone.
+
+        Args:
+            classes: class names; empty takes all.
+            per_class: images of each class.
+            seed: of the noise.
+            batch_size: images per call of the compiled sampler.
+            sampler: and what follows: see `SamplerSpec`; None takes what the model's config says.
+            steps: levels of noise along the way.
+            spacing: of these levels.
+            eta: stochasticity of ddim and heun.
+            guidance: scale of classifier-free guidance; 1 is off.
+            interval: log SNRs between which to guide.
+            rescale: share of a guided image's deviation that is brought back.
+
+        Returns:
+            uint8[len(classes) * per_class, h, w, 3], class by class.
+
+        Raises:
+            ValueError: an unknown class or sampler, or a number out of range.
+        """
+        for name, value in (("per_class", per_class), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        changes = dict(
+            sampler=sampler, steps=steps, spacing=spacing, eta=eta,
+            guidance=guidance, interval=interval, rescale=rescale,
+        )  # fmt: skip
+        spec = build.sampler_spec(self.trained.config.sample, **changes)
+        if spec not in self._compiled:
+            self._compiled[spec] = build.make_sampler(self.trained.model, self.mesh, spec)
+        ids = sample_ids(workdirs.class_ids(self.class_names, tuple(classes) or self.class_names), per_class)
+        batch_size = min(batch_size, len(ids))
+        batch_size += -batch_size % self.mesh.size
+        return np.concatenate(list(self._draw(spec, ids, seed, batch_size)))
+
+    def _draw(self, spec: SamplerSpec, ids: np.ndarray, seed: int, batch_size: int) -> Iterator[np.ndarray]:
+        return draw_batches(self._compiled[spec], self.trained.params, jax.random.key(seed), ids, batch_size)
+
+
+def load(path: str | Path | None = None, *, step: int | None = None, weights: str = "ema") -> Model:
+    """Loads a model.
+
+    Args:
+        path: a run's workdir or a .safetensors file of `python -m fooddiff.convert export`; None takes the weights that
+            come with the package.
+        step: which checkpoint of a workdir; None takes the newest.
+        weights: "raw", "ema" or "ema_<rate>" of a workdir.
+
+    Returns:
+        The model, on all devices.
+
+    Raises:
+        FileNotFoundError: no such workdir, file or checkpoint.
+        ValueError: the file is damaged or of another program, or there are no such weights.
+    """
+    path = shipped_weights() if path is None else Path(path)
+    mesh = build.make_mesh()
+    return Model(workdirs.load_trained(path, step=step, weights=weights, mesh=mesh), mesh)
+
+
+def shipped_weights() -> Path:
+    """The file of weights that comes with the package.
+
+    Raises:
+        FileNotFoundError: this version has none.
+    """
+    if not SHIPPED.is_file():
+        raise FileNotFoundError("no weights come with this version: name a workdir or a .safetensors file")
+    return SHIPPED

@@ -1,0 +1,56 @@
+"""Guidance: denoisers made of denoisers."""
+
+import jax
+import jax.numpy as jnp
+
+from fooddiff.arrays import Cond, Image
+from fooddiff.diffusion.denoiser import Denoiser, Prediction
+from fooddiff.diffusion.level import Level, eps_from_x0
+
+
+def unconditional(denoise: Denoiser, null_label: int) -> Denoiser:
+    """The same network without knowledge of the class: every label is the null label."""
+
+    def without_label(x_t: Image, level: Level, cond: Cond) -> Prediction:
+        return denoise(x_t, level, {**cond, "y": jnp.full_like(cond["y"], null_label)})
+
+    return without_label
+
+
+def guided(
+    denoise: Denoiser, guide: Denoiser, *, scale: float, interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+) -> Denoiser:  # fmt: skip
+    """Goes on from what a guide predicts through what the denoiser predicts: guide + scale (denoise - guide).
+
+    With the unconditional denoiser as the guide this is classifier-free guidance (Ho, Salimans 2022, arXiv 2207.12598;
+    their w is scale - 1), with a weaker model's it is autoguidance (Karras et al. 2024, arXiv 2406.02507). The
+    variance is the denoiser's own.
+
+    Args:
+        denoise: the denoiser.
+        guide: what to move away from.
+        scale: 1 is the denoiser alone, 0 the guide alone. Not 1, which would be a call for nothing.
+        interval: log SNRs (low, high) between which to guide; elsewhere the guide is not called (Kynkäänniemi et al.
+            2024, arXiv 2404.07724). None guides everywhere. All examples of a batch must be at the same level.
+        rescale: share, in [0, 1], by which the deviation of the guided x_0 over each image is brought back to that of
+            the denoiser's own (Lin et al. 2023, arXiv 2305.08891, section 3.4, there 0.7).
+
+    Returns:
+        The guided denoiser.
+    """
+
+    def extrapolate(x_t: Image, level: Level, cond: Cond) -> Prediction:
+        ours, other = denoise(x_t, level, cond), guide(x_t, level, cond)
+        x_0 = other.x_0 + scale * (ours.x_0 - other.x_0)
+        if rescale:
+            deviation = ours.x_0.std(axis=(1, 2, 3), keepdims=True) / x_0.std(axis=(1, 2, 3), keepdims=True)
+            x_0 = x_0 * (rescale * deviation + 1 - rescale)
+        return Prediction(x_0, eps_from_x0(level, x_0, x_t), ours.log_var)
+
+    def within_interval(x_t: Image, level: Level, cond: Cond) -> Prediction:
+        low, high = interval
+        log_snr = level.log_snr[0]
+        return jax.lax.cond((low <= log_snr) & (log_snr <= high), extrapolate, denoise, x_t, level, cond)
+
+    return extrapolate if interval is None else within_interval

@@ -1,0 +1,37 @@
+"""How images are drawn, as one value: the same in a config, in flags, in records and on the report's page."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSpec:
+    """A sampler with its settings. `build.make_draw` checks them."""
+
+    sampler: str = "ancestral"  # or ddim, dpmpp_2m, sde_dpmpp_2m, heun
+    steps: int | None = None  # levels along the way; None takes every timestep of a discrete process
+    spacing: str = "time"  # of these levels: evenly in time or in log_snr, or karras
+    eta: float = 0.0  # stochasticity, from 0 to 1: of ddim the noise, of heun the churn
+    guidance: float = 1.0  # scale of classifier-free guidance; 1 is off and costs nothing
+    interval: tuple[float, ...] | None = None  # log SNRs (low, high) between which to guide; None: everywhere
+    rescale: float = 0.0  # share of the guided x_0's deviation that is brought back, from 0 to 1
+
+    @property
+    def name(self) -> str:
+        """A short name for files: the sampler, its steps and whatever is not as usual."""
+        changed = [
+            f"{field.name}{_text(value)}"
+            for field in fields(self)
+            if field.name not in ("sampler", "steps") and (value := getattr(self, field.name)) != field.default
+        ]
+        return "_".join([f"{self.sampler}-{'all' if self.steps is None else self.steps}", *changed])
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON types."""
+        return asdict(self)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "to".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

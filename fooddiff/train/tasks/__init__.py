@@ -1,0 +1,1 @@
+"""What can be trained: each module makes a `Task`, and everything else of `train` knows tasks only."""
