@@ -6,37 +6,37 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from fooddiff.arrays import Array, Key, Params
-from fooddiff.model.unet import UNet
+from fooddiff.arrays import Key, Params
 
 
 class Network(NamedTuple):
     """A network without its parameters."""
 
     init: Callable[[Key], Params]  # key -> {"down.1.layers.0.conv_in.kernel": f32[...], ...}
-    apply: Callable[..., Array]  # (params, x_t, t, y, *, dropout_key=None) -> f32[n, h, w, out_channels]
+    apply: Callable[..., Any]  # (params, *inputs of the module, dropout_key=None) -> its output
 
 
-def make_network(**unet: Any) -> Network:
-    """Builds a UNet as pure functions.
+def make_network(module: Callable[..., nnx.Module], **arguments: Any) -> Network:
+    """Builds a module as pure functions.
 
     Args:
-        **unet: the arguments of `UNet` except `rngs`.
+        module: the class; its variables are all nnx.Param.
+        **arguments: those of its constructor except `rngs`.
 
     Returns:
         The network. Parameter names are the module path joined with dots.
     """
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: UNet(**unet, rngs=nnx.Rngs(0))), nnx.Param)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: module(**arguments, rngs=nnx.Rngs(0))), nnx.Param)
     paths = [path for path, _ in nnx.to_flat_state(abstract)]
     names = {path: ".".join(map(str, path)) for path in paths}
 
     def init(key: Key) -> Params:
-        state = nnx.state(UNet(**unet, rngs=nnx.Rngs(key)), nnx.Param)
+        state = nnx.state(module(**arguments, rngs=nnx.Rngs(key)), nnx.Param)
         return {names[path]: param[...] for path, param in nnx.to_flat_state(state)}
 
-    def apply(params: Params, x_t, t, y, *, dropout_key: Key | None = None) -> Array:
+    def apply(params: Params, *inputs: Any, dropout_key: Key | None = None) -> Any:
         state = nnx.from_flat_state([(path, nnx.Param(params[names[path]])) for path in paths])
-        return nnx.merge(graphdef, state)(x_t, t, y, dropout_key=dropout_key)
+        return nnx.merge(graphdef, state)(*inputs, dropout_key=dropout_key)
 
     return Network(init, apply)
 
