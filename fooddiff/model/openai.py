@@ -102,7 +102,7 @@ def from_openai(state_dict: Mapping[str, np.ndarray], like: Params) -> Params:
             f"{len(problems)} tensors do not fit this model, first\n  {shown}"
         )
     return {
-        name: _from_torch_layout(name, state_dict[openai_name(name)].astype(np.float32), leaf.shape)
+        name: _from_torch_layout(name, state_dict[openai_name(name)].astype(np.float32, copy=False), leaf.shape)
         for name, leaf in like.items()
     }
 
