@@ -128,6 +128,9 @@ def test_conditions_exactly_as_built_for(images, low_res, cond, message):
         (dict(head_channels=24), "64 channels cannot be divided into attention heads of 24 channels"),
         (dict(channel_mult=(0.3, 1)), r"channel_mult 0.3 times model_channels 64 is 19.\d* channels, expected a whole"),
         (dict(channel_mult=(0, 1)), "expected a whole number of at least 1"),
+        (dict(channel_mult=()), "channel_mult is empty"),
+        (dict(stem_channels=0), "stem_channels is 0, expected at least 1"),
+        (dict(num_heads_upsample=0), "num_heads_upsample is 0, expected at least 1"),
         (dict(stem_channels=48), "48 channels cannot be normalised in 32 groups"),
     ],
 )

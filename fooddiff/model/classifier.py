@@ -10,6 +10,7 @@ from fooddiff.arrays import Array, Float, Image, Key
 from fooddiff.model.unet import (
     GroupNorm,
     attention,
+    check_counts,
     heads_of,
     linear,
     make_blocks,
@@ -117,9 +118,9 @@ class Classifier(nnx.Module):
         Raises:
             ValueError: another pool, an attention pool without head_channels, or see UNet.
         """
-        counts = dict(num_classes=num_classes, model_channels=model_channels, num_res_blocks=num_res_blocks)
-        if bad := [f"{name} is {count}, expected at least 1" for name, count in counts.items() if count < 1]:
-            raise ValueError(bad[0])
+        check_counts(
+            num_classes=num_classes, model_channels=model_channels, num_res_blocks=num_res_blocks, num_heads=num_heads
+        )
         if pool not in POOLS:
             raise ValueError(f"pool is {pool!r}, expected {' or '.join(map(repr, POOLS))}")
         if pool == "attention" and head_channels is None:

@@ -288,6 +288,12 @@ def run_stage(
     return apply(x, embedding, key)
 
 
+def check_counts(**counts: int | None) -> None:
+    """Raises ValueError unless every count that is given is at least 1."""
+    if bad := [f"{name} is {n}, expected at least 1" for name, n in counts.items() if n is not None and n < 1]:
+        raise ValueError(bad[0])
+
+
 class Level(NamedTuple):
     """One resolution of a UNet."""
 
@@ -301,9 +307,11 @@ def make_levels(
     """The levels of a UNet, the finest first; see UNet for the arguments.
 
     Raises:
-        ValueError: a level without channels, a size that cannot be halved often enough, or an attention resolution
+        ValueError: no level, one without channels, a size that cannot be halved often enough, or an attention resolution
             that never occurs.
     """
+    if not channel_mult:
+        raise ValueError("channel_mult is empty, expected one entry per level")
     if bad := [mult for mult in channel_mult if mult * model_channels < 1 or mult * model_channels % 1]:
         raise ValueError(
             f"channel_mult {bad[0]} times model_channels {model_channels} is {bad[0] * model_channels} channels, "
@@ -466,9 +474,8 @@ class UNet(nnx.Module):
                 channels that cannot be grouped.
         """
         counts = dict(model_channels=model_channels, num_res_blocks=num_res_blocks, num_heads=num_heads)
-        counts |= dict(num_classes=1 if num_classes is None else num_classes)
-        if bad := [f"{name} is {count}, expected at least 1" for name, count in counts.items() if count < 1]:
-            raise ValueError(bad[0])
+        counts |= dict(num_classes=num_classes, stem_channels=stem_channels, num_heads_upsample=num_heads_upsample)
+        check_counts(**counts)
         if null_label and num_classes is None:
             raise ValueError("null_label is for class-conditional networks, and num_classes is None")
         levels = make_levels(
