@@ -307,8 +307,8 @@ def make_levels(
     """The levels of a UNet, the finest first; see UNet for the arguments.
 
     Raises:
-        ValueError: no level, one without channels, a size that cannot be halved often enough, or an attention resolution
-            that never occurs.
+        ValueError: no level, a level without channels, a size that cannot be halved often enough, or an attention
+            resolution that never occurs.
     """
     if not channel_mult:
         raise ValueError("channel_mult is empty, expected one entry per level")
