@@ -79,14 +79,24 @@ def trajectory_cases(directory: Path = GOLDEN) -> list[Case]:
     ]
 
 
+def cases_of_kind(kind: str, directory: Path = GOLDEN) -> list[Case]:
+    """The cases of all manifests that name this kind."""
+    manifests = {path: _load_json(path) for path in sorted(directory.glob("*.json"))}
+    return [
+        Case(path.stem, manifest, _load_arrays(path.with_suffix(".npz")))
+        for path, manifest in manifests.items()
+        if manifest.get("kind") == kind
+    ]
+
+
 def checkpoint_files(directory: Path = GOLDEN) -> list[Path]:
     """The state dicts in OpenAI's file format."""
     return sorted(directory.glob("*.pt"))
 
 
-def weights(case: Case) -> dict[str, np.ndarray]:
-    """A UNet's parameters under the reference's names, in float32."""
-    return {name: value.astype(np.float32) for name, value in _below(case.arrays, "weights").items()}
+def weights(case: Case, folder: str = "weights") -> dict[str, np.ndarray]:
+    """A network's parameters under the reference's names, in float32."""
+    return {name: value.astype(np.float32) for name, value in _below(case.arrays, folder).items()}
 
 
 # From the reference's arguments to ours
@@ -139,24 +149,44 @@ def make_case_loss(config: Mapping[str, Any], num_timesteps: int) -> Callable:
 
 
 def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our UNet. Attention comes as downsampling rates; one that never occurs has no effect there."""
+    """The arguments of our UNet, from those of the reference's UNetModel (of either repository)."""
+    return _network_arguments(config) | dict(
+        out_channels=config["out_channels"],
+        stem_channels=int(config["channel_mult"][0] * config["model_channels"]),
+        num_heads_upsample=_given(config.get("num_heads_upsample", -1)),
+        num_classes=config.get("num_classes"),
+    )
+
+
+def classifier_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of our classifier, from those of the reference's EncoderUNetModel."""
+    return _network_arguments(config) | dict(num_classes=config["out_channels"], pool=config.get("pool", "adaptive"))
+
+
+def _network_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Attention comes as downsampling rates; one that never occurs has no effect there."""
     size = config["image_size"]
     rates = {2**level for level in range(len(config["channel_mult"]))} & set(config["attention_resolutions"])
-    heads_up = config.get("num_heads_upsample", -1)
     return dict(
         image_size=size,
         in_channels=config["in_channels"],
-        out_channels=config["out_channels"],
         model_channels=config["model_channels"],
         channel_mult=tuple(config["channel_mult"]),
         num_res_blocks=config["num_res_blocks"],
         attention_resolutions=tuple(size // rate for rate in rates),
-        num_heads=config["num_heads"],
-        num_heads_upsample=None if heads_up == -1 else heads_up,
-        num_classes=config.get("num_classes"),
-        scale_shift_norm=config["use_scale_shift_norm"],
+        num_heads=config.get("num_heads", 1),
+        head_channels=_given(config.get("num_head_channels", -1)),
+        new_attention_order=config.get("use_new_attention_order", False),
+        resblock_updown=config.get("resblock_updown", False),
+        conv_resample=config.get("conv_resample", True),
+        scale_shift_norm=config.get("use_scale_shift_norm", False),
         dropout=config.get("dropout", 0.0),
     )
+
+
+def _given(value: int) -> int | None:
+    """The reference writes -1 for "not given"."""
+    return None if value == -1 else value
 
 
 def nhwc(images: np.ndarray) -> np.ndarray:
@@ -180,6 +210,27 @@ class Tolerance(NamedTuple):
     value: float
     unit: str  # what `scale` is, in words
     scale: Callable[[Arrays, str], np.ndarray]
+
+
+def largest_entry(golden: Arrays, name: str) -> np.ndarray:
+    """The scale "of the largest entry"."""
+    return np.abs(golden[name]).max()
+
+
+def _gradient_size(golden: Arrays, name: str) -> np.ndarray:
+    """The tensor's largest entry, plus a thousandth of the largest one of the whole network.
+
+    The second term matters for gradients that are zero in exact arithmetic, such as that of a convolution's bias in
+    front of a group norm with one channel per group: the norm subtracts it again. What float32 leaves there is the
+    rounding of much larger sums that cancel, so it has no relative precision.
+    """
+    kind = name.split("/")[0] + "/"
+    largest = max(np.abs(value).max() for other, value in golden.items() if other.startswith(kind))
+    return np.abs(golden[name]).max() + 1e-3 * largest
+
+
+GRADIENTS = Tolerance(1e-3, "of the tensor's largest entry + 0.001 of the network's", _gradient_size)
+"""For the gradients of parameters and their norms."""
 
 
 class Error(NamedTuple):
@@ -218,6 +269,11 @@ def perturbed(golden: Arrays, name: str, tolerance: Tolerance) -> dict[str, np.n
     allowed = np.broadcast_to(tolerance.value * tolerance.scale(golden, name), array.shape)
     array[entry] += 10 * allowed[entry]
     return {**golden, name: array}
+
+
+def same_arrays(a: Arrays, b: Arrays) -> bool:
+    """Whether two dicts hold the same names and, bit for bit, the same arrays."""
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
 def print_report(errors: list[Error]) -> None:

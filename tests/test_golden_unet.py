@@ -6,31 +6,28 @@ import numpy as np
 import pytest
 
 from fooddiff import xla
+from fooddiff.arrays import Cond
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.openai import from_openai, to_openai
 from fooddiff.model.torch_file import load_state_dict
 from fooddiff.model.unet import UNet
 from tests import golden_cases
-from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
+from tests.golden_cases import (
+    GRADIENTS,
+    Case,
+    Tolerance,
+    check,
+    compare,
+    largest_entry,
+    nchw,
+    nhwc,
+    perturbed,
+    same_arrays,
+)
 
 CASES = golden_cases.unet_cases()
 
-OUTPUT = Tolerance(1e-4, "of the largest entry", lambda golden, name: np.abs(golden[name]).max())
-
-
-def _gradient_size(golden, name):
-    """The tensor's largest entry, plus a thousandth of the largest one of the whole network.
-
-    The second term matters for gradients that are zero in exact arithmetic, such as that of a convolution's bias in
-    front of a group norm with one channel per group: the norm subtracts it again. What float32 leaves there is the
-    rounding of much larger sums that cancel, so it has no relative precision.
-    """
-    kind = name.split("/")[0] + "/"
-    largest = max(np.abs(value).max() for other, value in golden.items() if other.startswith(kind))
-    return np.abs(golden[name]).max() + 1e-3 * largest
-
-
-GRADIENTS = Tolerance(1e-3, "of the tensor's largest entry + 0.001 of the network's", _gradient_size)
+OUTPUT = Tolerance(1e-4, "of the largest entry", largest_entry)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +43,7 @@ def load(case: Case) -> tuple[Network, dict]:
     return network, from_openai(golden_cases.weights(case), abstract_params(network))
 
 
-def labels(arrays) -> dict[str, jax.Array]:
+def labels(arrays) -> Cond:
     return {"y": jnp.asarray(arrays["y"], jnp.int32)} if "y" in arrays else {}
 
 
@@ -108,7 +105,7 @@ def test_perturbed_arrays_fail(case, computed):
 def test_openai_checkpoint(path, report):
     """A file in OpenAI's format, read safely, gives the golden output of the UNet that it belongs to."""
     state_dict = load_state_dict(path)
-    owners = [case for case in CASES if _same_arrays(golden_cases.weights(case), state_dict)]
+    owners = [case for case in CASES if same_arrays(golden_cases.weights(case), state_dict)]
     assert owners, f"{path.name} holds the weights of none of {[case.name for case in CASES]}"
     for case in owners:
         network = make_network(UNet, **golden_cases.unet_arguments(case.config))
@@ -118,9 +115,4 @@ def test_openai_checkpoint(path, report):
         errors = compare(f"{path.name} as {case.name}", {"out of .pt": nchw(out)}, golden, OUTPUT)
         report += errors
         check(errors)
-        assert _same_arrays(to_openai(params), state_dict)
-
-
-def _same_arrays(a, b) -> bool:
-    """Whether two dicts hold the same names and, bit for bit, the same arrays."""
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+        assert same_arrays(to_openai(params), state_dict)

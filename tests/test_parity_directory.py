@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 TESTS = Path(__file__).parent
-FILES = [TESTS / f"test_golden_{part}.py" for part in ("diffusion", "unet", "trajectory")]
+FILES = [TESTS / f"test_golden_{part}.py" for part in ("diffusion", "unet", "trajectory", "adm")]
+
+CHANGED = {
+    "adm_unet": [("out", 2e-4), ("grad_x", 5e-4)],
+    "adm_classifier": [("logits", 1e-4)],
+    "superres": [("upsampled", 1e-4), ("grad_low_res", 5e-4)],
+}  # kind of manifest: arrays, and ten times the tolerance
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +33,11 @@ def run(directory: Path) -> subprocess.CompletedProcess:
     )
 
 
+def manifests_with_kind(directory: Path) -> list[Path]:
+    """The manifests that say what kind they are, whatever their names."""
+    return [path for path in sorted(directory.glob("*.json")) if "kind" in json.loads(path.read_text())]
+
+
 @pytest.fixture
 def renamed(tmp_path):
     """A copy of the golden directory in which every case has another name."""
@@ -40,6 +51,13 @@ def renamed(tmp_path):
     np.savez(target / "diffusion.npz", **renamed)
     for path in [*source.glob("unet_*"), *source.glob("openai_unet_*.pt")]:
         shutil.copy(path, target / path.name.replace("unet_", "unet_other_"))
+    for path in manifests_with_kind(source):
+        manifest = json.loads(path.read_text())
+        if "checkpoint" in manifest:
+            shutil.copy(source / manifest["checkpoint"], target / f"other_{manifest['checkpoint']}")
+            manifest["checkpoint"] = f"other_{manifest['checkpoint']}"
+        (target / f"other_{path.name}").write_text(json.dumps(manifest))
+        shutil.copy(path.with_suffix(".npz"), target / f"other_{path.stem}.npz")
     trajectory = json.loads((source / "trajectory.json").read_text())
     trajectory["unet"] = f"other_{trajectory['unet']}"
     (target / "trajectory.json").write_text(json.dumps(trajectory))
@@ -54,12 +72,16 @@ def test_other_names_of_cases(renamed):
         assert f"test_equals_reference[{name}] PASSED" in result.stdout
     for path in renamed.glob("unet_*.json"):
         assert f"test_equals_reference[{path.stem.removeprefix('unet_')}] PASSED" in result.stdout
+    for path in manifests_with_kind(renamed):
+        assert f"test_equals_reference[{path.stem}] PASSED" in result.stdout
+        if "checkpoint" in json.loads(path.read_text()):
+            assert f"test_checkpoint[{path.stem}] PASSED" in result.stdout
     for path in renamed.glob("*.pt"):
         assert f"test_openai_checkpoint[{path.name}] PASSED" in result.stdout
 
 
 def test_changed_files_fail(renamed):
-    """In each of four arrays one entry, the largest, is moved by ten times its tolerance."""
+    """In each of these arrays one entry, the largest, is moved by ten times its tolerance."""
     case = next(iter(json.loads((renamed / "diffusion.json").read_text())["cases"]))
     unet = json.loads((renamed / "trajectory.json").read_text())["unet"]
     changes = [
@@ -68,6 +90,13 @@ def test_changed_files_fail(renamed):
         (f"unet_{unet}.npz", "out", 1e-3),
         ("trajectory.npz", "loss", 1e-2),
     ]
+    adm = [
+        (path, array, relative)
+        for path in manifests_with_kind(renamed)
+        for array, relative in CHANGED.get(json.loads(path.read_text())["kind"], ())
+    ]
+    assert adm
+    changes += [(path.with_suffix(".npz").name, array, relative) for path, array, relative in adm]
     for file, array, relative in changes:
         with np.load(renamed / file, allow_pickle=False) as stored:
             arrays = dict(stored)
@@ -76,5 +105,6 @@ def test_changed_files_fail(renamed):
         np.savez(renamed / file, **arrays)
     result = run(renamed)
     assert result.returncode == 1
-    for owner, name in [(case, "posterior_mean_coef1"), (case, "p_sample"), (unet, "out"), ("trajectory", "loss")]:
+    expected = [(case, "posterior_mean_coef1"), (case, "p_sample"), (unet, "out"), ("trajectory", "loss")]
+    for owner, name in expected + [(path.stem, array) for path, array, _ in adm]:
         assert f"{owner}/{name}: " in result.stdout

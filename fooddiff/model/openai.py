@@ -1,4 +1,4 @@
-"""Parameter names and layouts of OpenAI's improved-diffusion checkpoints, both ways.
+"""Parameter names and layouts of OpenAI's improved-diffusion and guided-diffusion checkpoints, both ways.
 
 Knows names and axes only; reading a file is `torch_file`'s task.
 """
@@ -25,6 +25,11 @@ _LAYERS = {
     "label": "label_emb",
     "norm_out": "out.0",
     "conv_out": "out.2",
+    # of a classifier
+    "pool": "out.2",
+    "pool.qkv": "out.2.qkv_proj",
+    "pool.out": "out.2.c_proj",
+    "pool.logits": "out.3",
 }
 _STAGE_LAYERS = {
     # residual block
@@ -39,7 +44,13 @@ _STAGE_LAYERS = {
     "qkv": "qkv",
     "out": "proj_out",
 }
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "bias": "bias",
+    "position": "positional_embedding",
+}
 
 
 def openai_name(name: str) -> str:
@@ -91,7 +102,7 @@ def from_openai(state_dict: Mapping[str, np.ndarray], like: Params) -> Params:
             f"{len(problems)} tensors do not fit this model, first\n  {shown}"
         )
     return {
-        name: _from_torch_layout(name, state_dict[openai_name(name)].astype(np.float32), leaf.shape)
+        name: _from_torch_layout(name, state_dict[openai_name(name)].astype(np.float32, copy=False), leaf.shape)
         for name, leaf in like.items()
     }
 
@@ -109,20 +120,19 @@ def check_norm_groups(groups: int) -> None:
         )
 
 
-def _is_conv1d(name: str) -> bool:
-    """Attention's 1x1 convolutions are one-dimensional in the reference: [out, in, 1]."""
-    return name.endswith((".qkv.kernel", ".out.kernel"))
-
-
 def _to_torch_layout(name, value):
+    if name.endswith((".qkv.kernel", ".out.kernel")):  # attention's linear maps are convolutions there: [out, in, 1]
+        return value.reshape(value.shape[-2:]).T[..., None]
+    if name == "pool.logits.kernel":
+        return value.T[..., None, None]
     if value.ndim == 4:
-        value = value.transpose(3, 2, 0, 1)
-        return value[..., 0] if _is_conv1d(name) else value
-    return value.T if name.endswith(".kernel") else value
+        return value.transpose(3, 2, 0, 1)
+    return value.T if name.endswith((".kernel", "pool.position")) else value
 
 
 def _from_torch_layout(name, value, shape):
-    if len(shape) == 4:
-        value = value[..., None] if _is_conv1d(name) else value
+    if len(shape) == 4 and value.ndim == 4:
         return value.transpose(2, 3, 1, 0)
-    return value.T if name.endswith(".kernel") else value
+    if value.ndim > 2:  # a linear map
+        return value.reshape(value.shape[:2]).T.reshape(shape)
+    return value.T if name.endswith((".kernel", "pool.position")) else value

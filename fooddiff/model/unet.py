@@ -1,4 +1,4 @@
-"""The UNet of improved-diffusion as Flax NNX modules: layers only, no training and no diffusion.
+"""The UNets of improved-diffusion and guided-diffusion (ADM) as Flax NNX modules: no training and no diffusion.
 
 Images are NHWC. Parameters are float32; `dtype` is the type that convolutions and matmuls compute in, while norm
 statistics, the softmax, embeddings of t and y, and the output convolution stay float32.
@@ -6,6 +6,8 @@ statistics, the softmax, embeddings of t and y, and the output convolution stay 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,14 +126,36 @@ def _affine(x: Image, gain: Array, offset: Array, silu: bool) -> Image:
     return (x.astype(jnp.float32) * gain[:, None, None] + offset[:, None, None]).astype(x.dtype)
 
 
+def resize_bilinear(x: Image, height: int, width: int) -> Image:
+    """[n, h, w, c] to [n, height, width, c], bilinear: half-pixel centres, edges repeated, no antialiasing."""
+    n, _, _, c = x.shape
+    return jax.image.resize(x, (n, height, width, c), "bilinear", antialias=False)
+
+
+def halve(x: Image) -> Image:
+    """[n, h, w, c] to [n, h/2, w/2, c]: the mean of each 2x2 pixels."""
+    n, h, w, c = x.shape
+    return x.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def double(x: Image) -> Image:
+    """[n, h, w, c] to [n, 2h, 2w, c]: every pixel four times."""
+    n, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c)).reshape(n, 2 * h, 2 * w, c)
+
+
 class ResBlock(nnx.Module):
-    """norm, SiLU, conv, conditioning on the embedding, norm, SiLU, dropout, conv; plus the skip connection."""
+    """norm, SiLU, conv, conditioning on the embedding, norm, SiLU, dropout, conv; plus the skip connection.
+
+    With `resample`, the first convolution and the skip connection see a smaller or larger image (BigGAN's blocks).
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, embed_dim: int,
         *, norm_groups: int, scale_shift_norm: bool, dropout: float, dtype, rngs: nnx.Rngs,
+        resample: Callable[[Image], Image] | None = None,
     ):  # fmt: skip
-        """Builds the block; see UNet for the arguments."""
+        """Builds the block; `resample` is `halve`, `double` or None. See UNet for the other arguments."""
         self.norm_in = GroupNorm(in_channels, norm_groups)
         self.conv_in = conv(in_channels, out_channels, 3, dtype=dtype, rngs=rngs)
         self.embed = linear(embed_dim, out_channels * (2 if scale_shift_norm else 1), rngs=rngs)
@@ -140,10 +164,14 @@ class ResBlock(nnx.Module):
         self.conv_out = zero_conv(out_channels, out_channels, 3, dtype=dtype, rngs=rngs)
         self.skip = None if in_channels == out_channels else conv(in_channels, out_channels, 1, dtype=dtype, rngs=rngs)
         self.scale_shift_norm = scale_shift_norm
+        self.resample = resample
 
     def __call__(self, x: Image, embedding: Float[Array, "n e"], dropout_key: Key | None) -> Image:
-        """Applies the block to x [n, h, w, in] and returns [n, h, w, out]."""
-        h = self.conv_in(self.norm_in(x, silu=True))
+        """Applies the block to x [n, h, w, in] and returns [n, h, w, out], with h and w resampled."""
+        h = self.norm_in(x, silu=True)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_in(h)
         condition = self.embed(jax.nn.silu(embedding))
         if self.scale_shift_norm:
             h = self.norm_out(h, *jnp.split(condition, 2, axis=-1), silu=True)
@@ -156,21 +184,45 @@ class ResBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Multi-head self-attention over the positions of a feature map, with a residual connection."""
 
-    def __init__(self, channels: int, num_heads: int, *, norm_groups: int, dtype, rngs: nnx.Rngs):
-        """Builds the block; `channels` must be a multiple of `num_heads`."""
+    def __init__(
+        self, channels: int, num_heads: int,
+        *, head_channels: int | None = None, new_attention_order: bool = False, norm_groups: int, dtype, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        """Builds the block; `channels` must be a multiple of `num_heads` or, if given, of `head_channels`."""
+        if head_channels is not None:
+            num_heads = heads_of(channels, head_channels)
         if channels % num_heads:
             raise ValueError(f"{channels} channels cannot be divided among {num_heads} attention heads")
         self.norm = GroupNorm(channels, norm_groups)
         self.qkv = conv(channels, 3 * channels, 1, dtype=dtype, rngs=rngs)
         self.out = zero_conv(channels, channels, 1, dtype=dtype, rngs=rngs)
         self.num_heads = num_heads
+        self.new_attention_order = new_attention_order
 
     def __call__(self, x: Image) -> Image:
         """Applies the block to x [n, h, w, c]."""
         n, h, w, c = x.shape
-        qkv = self.qkv(self.norm(x, silu=False)).reshape(n, h * w, self.num_heads, 3, c // self.num_heads)
-        q, k, v = jnp.moveaxis(qkv, 3, 0)  # channels are head-major, then q, k, v
+        q, k, v = split_heads(self.qkv(self.norm(x, silu=False)), self.num_heads, new_order=self.new_attention_order)
         return x + self.out(attention(q, k, v).reshape(n, h, w, c))
+
+
+def heads_of(channels: int, head_channels: int) -> int:
+    """How many heads of `head_channels` there are in `channels`.
+
+    Raises:
+        ValueError: the channels are not a multiple of it.
+    """
+    if head_channels < 1 or channels % head_channels:
+        raise ValueError(f"{channels} channels cannot be divided into attention heads of {head_channels} channels")
+    return channels // head_channels
+
+
+def split_heads(qkv: Float[Array, "n ... d3"], num_heads: int, *, new_order: bool) -> Float[Array, "3 n t m d"]:
+    """Queries, keys and values of each head, from channels in the order [head, qkv, d] or, if new, [qkv, head, d]."""
+    n, d = len(qkv), qkv.shape[-1] // (3 * num_heads)
+    if new_order:
+        return jnp.moveaxis(qkv.reshape(n, -1, 3, num_heads, d), 2, 0)
+    return jnp.moveaxis(qkv.reshape(n, -1, num_heads, 3, d), 3, 0)
 
 
 def attention(q: Float[Array, "n t m d"], k: Float[Array, "n t m d"], v: Float[Array, "n t m d"]) -> Array:
@@ -186,29 +238,27 @@ def attention(q: Float[Array, "n t m d"], k: Float[Array, "n t m d"], v: Float[A
 
 
 class Downsample(nnx.Module):
-    """Halves height and width with a strided convolution."""
+    """Halves height and width with a strided convolution, or without parameters by `halve`."""
 
-    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs, learned: bool = True):
         """Builds the layer."""
-        self.conv = conv(channels, channels, 3, stride=2, dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, 3, stride=2, dtype=dtype, rngs=rngs) if learned else None
 
     def __call__(self, x: Image) -> Image:
         """[n, h, w, c] to [n, h/2, w/2, c]."""
-        return self.conv(x)
+        return halve(x) if self.conv is None else self.conv(x)
 
 
 class Upsample(nnx.Module):
-    """Doubles height and width by repetition, then convolves."""
+    """Doubles height and width by repetition, then convolves if it has parameters."""
 
-    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs, learned: bool = True):
         """Builds the layer."""
-        self.conv = conv(channels, channels, 3, dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, 3, dtype=dtype, rngs=rngs) if learned else None
 
     def __call__(self, x: Image) -> Image:
         """[n, h, w, c] to [n, 2h, 2w, c]."""
-        n, h, w, c = x.shape
-        doubled = jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c))
-        return self.conv(doubled.reshape(n, 2 * h, 2 * w, c))
+        return double(x) if self.conv is None else self.conv(double(x))
 
 
 class Stage(nnx.Module):
@@ -229,8 +279,137 @@ class Stage(nnx.Module):
         return x
 
 
+def run_stage(
+    stage: Stage, index: int, x: Image, embedding: Float[Array, "n e"], dropout_key: Key | None, *, remat: bool
+) -> Image:
+    """Applies a network's stage number `index`, which has a dropout key of its own."""
+    key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+    apply = jax.checkpoint(stage.__call__) if remat else stage
+    return apply(x, embedding, key)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Raises ValueError unless every count that is given is at least 1."""
+    if bad := [f"{name} is {n}, expected at least 1" for name, n in counts.items() if n is not None and n < 1]:
+        raise ValueError(bad[0])
+
+
+class Level(NamedTuple):
+    """One resolution of a UNet."""
+
+    channels: int
+    attends: bool  # whether attention follows its residual blocks
+
+
+def make_levels(
+    *, image_size: int, model_channels: int, channel_mult: Sequence[float], attention_resolutions: Sequence[int]
+) -> list[Level]:
+    """The levels of a UNet, the finest first; see UNet for the arguments.
+
+    Raises:
+        ValueError: no level, a level without channels, a size that cannot be halved often enough, or an attention
+            resolution that never occurs.
+    """
+    if not channel_mult:
+        raise ValueError("channel_mult is empty, expected one entry per level")
+    if bad := [mult for mult in channel_mult if mult * model_channels < 1 or mult * model_channels % 1]:
+        raise ValueError(
+            f"channel_mult {bad[0]} times model_channels {model_channels} is {bad[0] * model_channels} channels, "
+            "expected a whole number of at least 1"
+        )
+    if image_size % 2 ** (len(channel_mult) - 1):
+        raise ValueError(
+            f"image_size {image_size} cannot be halved {len(channel_mult) - 1} times, once for each level of "
+            f"channel_mult {tuple(channel_mult)} after the first"
+        )
+    resolutions = [image_size >> level for level in range(len(channel_mult))]
+    if unknown := sorted(set(attention_resolutions) - set(resolutions)):
+        raise ValueError(
+            f"attention_resolutions {unknown} never occur in this UNet: its feature maps have the sizes {resolutions}"
+        )
+    return [
+        Level(int(mult * model_channels), resolution in attention_resolutions)
+        for mult, resolution in zip(channel_mult, resolutions, strict=True)
+    ]
+
+
+class Blocks(NamedTuple):
+    """Makes the layers of one network, which are alike but for their channels."""
+
+    stem: Callable[..., nnx.Conv]  # (in_channels, out_channels)
+    res: Callable[..., ResBlock]  # (in_channels, out_channels)
+    attention: Callable[..., AttentionBlock]  # (channels, num_heads)
+    down: Callable[[int], nnx.Module]  # (channels); halves height and width
+    up: Callable[[int], nnx.Module]  # (channels); doubles height and width
+
+
+def make_blocks(
+    *, embed_dim: int, head_channels: int | None, new_attention_order: bool, resblock_updown: bool, conv_resample: bool,
+    norm_groups: int, scale_shift_norm: bool, dropout: float, dtype, rngs: nnx.Rngs,
+) -> Blocks:  # fmt: skip
+    """The layers that a network's settings describe; see UNet for the arguments.
+
+    Raises:
+        ValueError: no rate of dropout.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    layer = dict(dtype=dtype, rngs=rngs)
+    normed = layer | dict(norm_groups=norm_groups)
+    res = partial(ResBlock, embed_dim=embed_dim, scale_shift_norm=scale_shift_norm, dropout=dropout, **normed)
+
+    def resampling(resample):
+        return lambda channels: res(channels, channels, resample=resample)
+
+    return Blocks(
+        stem=partial(conv, size=3, **layer),
+        res=res,
+        attention=partial(
+            AttentionBlock, head_channels=head_channels, new_attention_order=new_attention_order, **normed
+        ),
+        down=resampling(halve) if resblock_updown else partial(Downsample, learned=conv_resample, **layer),
+        up=resampling(double) if resblock_updown else partial(Upsample, learned=conv_resample, **layer),
+    )
+
+
+def make_encoder(
+    blocks: Blocks,
+    levels: Sequence[Level],
+    *,
+    in_channels: int,
+    stem_channels: int,
+    num_res_blocks: int,
+    num_heads: int,
+) -> tuple[list[Stage], Stage, list[int]]:
+    """The way down and the middle: the half that UNets and classifiers have in common.
+
+    Returns:
+        The stages of the way down, the middle, and how many channels leave each stage of the way down.
+    """
+    down, left = [Stage([blocks.stem(in_channels, stem_channels)])], [stem_channels]
+    for i, level in enumerate(levels):
+        for _ in range(num_res_blocks):
+            layers = [blocks.res(left[-1], level.channels)]
+            if level.attends:
+                layers.append(blocks.attention(level.channels, num_heads))
+            down.append(Stage(layers))
+            left.append(level.channels)
+        if i < len(levels) - 1:
+            down.append(Stage([blocks.down(level.channels)]))
+            left.append(level.channels)
+    channels = left[-1]
+    middle = Stage(
+        [blocks.res(channels, channels), blocks.attention(channels, num_heads), blocks.res(channels, channels)]
+    )
+    return down, middle, left
+
+
 class UNet(nnx.Module):
-    """The UNet of IDDPM: eps and, with twice the output channels, the variance, of a noisy image."""
+    """The UNet of IDDPM or ADM: eps and, with twice the output channels, the variance, of a noisy image.
+
+    The defaults are those of IDDPM (Nichol & Dhariwal 2021). ADM (Dhariwal & Nichol 2021) has `resblock_updown`,
+    `head_channels` and, in part, `new_attention_order`. With `low_res` it is either paper's model for super-resolution.
+    """
 
     def __init__(
         self,
@@ -238,14 +417,20 @@ class UNet(nnx.Module):
         image_size: int,
         out_channels: int,
         model_channels: int,
-        channel_mult: tuple[int, ...],
+        channel_mult: tuple[float, ...],
         num_res_blocks: int,
         attention_resolutions: tuple[int, ...],
         num_heads: int,
         num_classes: int | None,
         rngs: nnx.Rngs,
         in_channels: int = 3,
+        low_res: bool = False,
+        stem_channels: int | None = None,
         num_heads_upsample: int | None = None,
+        head_channels: int | None = None,
+        new_attention_order: bool = False,
+        resblock_updown: bool = False,
+        conv_resample: bool = True,
         null_label: bool = False,
         norm_groups: int = 32,
         scale_shift_norm: bool = True,
@@ -259,14 +444,23 @@ class UNet(nnx.Module):
             image_size: height and width in pixels, divisible by 2^(levels - 1).
             out_channels: in_channels, or twice as many with a learned variance.
             model_channels: width of the first level, a multiple of norm_groups.
-            channel_mult: width of each level as a multiple of model_channels; each further level halves the resolution.
+            channel_mult: width of each level as a multiple of model_channels, fractions allowed; each further level
+                halves the resolution.
             num_res_blocks: residual blocks per level on the way down; one more on the way up.
             attention_resolutions: sizes in pixels of the feature maps that get attention, for instance (16, 8).
             num_heads: attention heads on the way down and in the middle.
             num_classes: number of classes, or None for an unconditional network.
             rngs: where initial parameters are drawn from.
             in_channels: channels of the image.
+            low_res: the network also gets an image of lower resolution with in_channels channels, resized to x_t's.
+            stem_channels: what the first convolution gives; None means model_channels. ADM's is as wide as the first
+                level: channel_mult[0] * model_channels.
             num_heads_upsample: attention heads on the way up; None means num_heads.
+            head_channels: channels of every attention head, whose number then follows; None leaves it to num_heads.
+            new_attention_order: channels of queries, keys and values have the order [qkv, head, channel] instead of
+                [head, qkv, channel]: matters to imported weights only.
+            resblock_updown: resample inside of residual blocks, by 2x2 means and by repetition.
+            conv_resample: without resblock_updown, resample with a convolution of its own.
             null_label: know a further label, num_classes, that means none: for classifier-free guidance.
             norm_groups: groups of channels that are normalised together. With as many groups as channels a block
                 cannot see the mean colour of what it gets.
@@ -280,29 +474,20 @@ class UNet(nnx.Module):
                 channels that cannot be grouped.
         """
         counts = dict(model_channels=model_channels, num_res_blocks=num_res_blocks, num_heads=num_heads)
-        counts |= dict(channel_mult=min(channel_mult, default=0), num_classes=1 if num_classes is None else num_classes)
-        if bad := [f"{name} is {count}, expected at least 1" for name, count in counts.items() if count < 1]:
-            raise ValueError(bad[0])
+        counts |= dict(num_classes=num_classes, stem_channels=stem_channels, num_heads_upsample=num_heads_upsample)
+        check_counts(**counts)
         if null_label and num_classes is None:
             raise ValueError("null_label is for class-conditional networks, and num_classes is None")
-        resolutions = [image_size >> level for level in range(len(channel_mult))]
-        if image_size % 2 ** (len(channel_mult) - 1):
-            raise ValueError(
-                f"image_size {image_size} cannot be halved {len(channel_mult) - 1} times, once for each level of "
-                f"channel_mult {tuple(channel_mult)} after the first"
-            )
-        if unknown := sorted(set(attention_resolutions) - set(resolutions)):
-            raise ValueError(
-                f"attention_resolutions {unknown} never occur in this UNet: "
-                f"its feature maps have the sizes {resolutions}"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-
+        levels = make_levels(
+            image_size=image_size, model_channels=model_channels, channel_mult=channel_mult,
+            attention_resolutions=attention_resolutions,
+        )  # fmt: skip
         embed_dim = 4 * model_channels
-        layer = dict(dtype=dtype, rngs=rngs)
-        normed = layer | dict(norm_groups=norm_groups)
-        block = normed | dict(embed_dim=embed_dim, scale_shift_norm=scale_shift_norm, dropout=dropout)
+        blocks = make_blocks(
+            embed_dim=embed_dim, head_channels=head_channels, new_attention_order=new_attention_order,
+            resblock_updown=resblock_updown, conv_resample=conv_resample, norm_groups=norm_groups,
+            scale_shift_norm=scale_shift_norm, dropout=dropout, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
         heads_up = num_heads if num_heads_upsample is None else num_heads_upsample
 
         self.time_in = linear(model_channels, embed_dim, rngs=rngs)
@@ -314,42 +499,29 @@ class UNet(nnx.Module):
             else nnx.Embed(num_classes + null_label, embed_dim, embedding_init=normal, rngs=rngs)
         )
 
-        down = [Stage([conv(in_channels, model_channels, 3, **layer)])]
-        skips = [model_channels]
-        channels = model_channels
-        for level, (mult, resolution) in enumerate(zip(channel_mult, resolutions, strict=True)):
-            for _ in range(num_res_blocks):
-                layers = [ResBlock(channels, mult * model_channels, **block)]
-                channels = mult * model_channels
-                if resolution in attention_resolutions:
-                    layers.append(AttentionBlock(channels, num_heads, **normed))
-                down.append(Stage(layers))
-                skips.append(channels)
-            if level < len(channel_mult) - 1:
-                down.append(Stage([Downsample(channels, **layer)]))
-                skips.append(channels)
-
-        middle = [
-            ResBlock(channels, channels, **block),
-            AttentionBlock(channels, num_heads, **normed),
-            ResBlock(channels, channels, **block),
-        ]
-
+        down, self.middle, skips = make_encoder(
+            blocks, levels, in_channels=in_channels * (2 if low_res else 1),
+            stem_channels=model_channels if stem_channels is None else stem_channels,
+            num_res_blocks=num_res_blocks, num_heads=num_heads,
+        )  # fmt: skip
         up = []
-        for level, (mult, resolution) in reversed(list(enumerate(zip(channel_mult, resolutions, strict=True)))):
-            for i in range(num_res_blocks + 1):
-                layers = [ResBlock(channels + skips.pop(), mult * model_channels, **block)]
-                channels = mult * model_channels
-                if resolution in attention_resolutions:
-                    layers.append(AttentionBlock(channels, heads_up, **normed))
-                if level > 0 and i == num_res_blocks:
-                    layers.append(Upsample(channels, **layer))
+        channels = skips[-1]
+        for i, level in reversed(list(enumerate(levels))):
+            for j in range(num_res_blocks + 1):
+                layers = [blocks.res(channels + skips.pop(), level.channels)]
+                channels = level.channels
+                if level.attends:
+                    layers.append(blocks.attention(channels, heads_up))
+                if i > 0 and j == num_res_blocks:
+                    layers.append(blocks.up(channels))
                 up.append(Stage(layers))
 
-        self.down, self.middle, self.up = nnx.List(down), Stage(middle), nnx.List(up)
+        self.down, self.up = nnx.List(down), nnx.List(up)
         self.norm_out = GroupNorm(channels, norm_groups)
         self.conv_out = zero_conv(channels, out_channels, 3, dtype=jnp.float32, rngs=rngs)
         self.model_channels = model_channels
+        self.in_channels = in_channels
+        self.low_res = low_res
         self.dtype = dtype
         self.remat = remat
 
@@ -361,33 +533,41 @@ class UNet(nnx.Module):
         Args:
             x_t: f32[n, h, w, c].
             t: f32[n], the timestep as the process feeds it to the network.
-            cond: {"y": i32[n] labels in [0, num_classes)}, or {} exactly if the network is unconditional.
+            cond: "y": i32[n] labels in [0, num_classes), exactly if the network is class-conditional; "low_res":
+                f32[n, h', w', c], exactly if it is for super-resolution.
             dropout_key: key for dropout; None switches it off.
 
         Returns:
             f32[n, h, w, out_channels].
 
         Raises:
-            ValueError: labels without a class embedding, or the other way round.
+            ValueError: labels without a class embedding, a low-resolution image without its channels, or the other way
+                round.
         """
         if ("y" in cond) != (self.label is not None):
             needs = "a class-conditional network needs labels"
             raise ValueError("an unconditional network takes no labels" if "y" in cond else needs)
+        if ("low_res" in cond) != self.low_res:
+            needs = 'a network for super-resolution needs a low-resolution image, cond["low_res"]'
+            raise ValueError(needs if self.low_res else 'a network without low_res takes no cond["low_res"]')
+        if self.low_res and cond["low_res"].shape[-1] != self.in_channels:
+            raise ValueError(
+                f'cond["low_res"] has {cond["low_res"].shape[-1]} channels, expected those of x_t, {self.in_channels}'
+            )
         embedding = self.time_out(jax.nn.silu(self.time_in(timestep_embedding(t, self.model_channels))))
         if self.label is not None:
             embedding = embedding + self.label(cond["y"])
 
-        def run(index, stage, h):
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-            apply = jax.checkpoint(stage.__call__) if self.remat else stage
-            return apply(h, embedding, key)
+        if self.low_res:
+            x_t = jnp.concatenate([x_t, resize_bilinear(cond["low_res"], *x_t.shape[1:3])], axis=-1)
 
+        run = partial(run_stage, embedding=embedding, dropout_key=dropout_key, remat=self.remat)
         h = x_t.astype(self.dtype)
         skips = []
         for i, stage in enumerate(self.down):
-            h = run(i, stage, h)
+            h = run(stage, i, h)
             skips.append(h)
-        h = run(len(self.down), self.middle, h)
-        for i, stage in enumerate(self.up):
-            h = run(len(self.down) + 1 + i, stage, jnp.concatenate([h, skips.pop()], axis=-1))
+        h = run(self.middle, len(self.down), h)
+        for i, stage in enumerate(self.up, start=len(self.down) + 1):
+            h = run(stage, i, jnp.concatenate([h, skips.pop()], axis=-1))
         return self.conv_out(self.norm_out(h.astype(jnp.float32), silu=True))
