@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fooddiff.commands.workdir import read_config, to_json
-from fooddiff.convert.torch_zip import write_state_dict
 from fooddiff.data import sources
 from fooddiff.data.cache import load_dataset
 from fooddiff.data.preprocess import to_pixels
@@ -37,12 +36,13 @@ from fooddiff.data.sources.source import read_class_names, read_image
 from fooddiff.eval.images import open_images
 from fooddiff.eval.stats import Stats, read_stats, write_stats
 from fooddiff.eval.weights import load_inception
-from fooddiff.model.torch_file import load_state_dict
+from fooddiff.files.torch_file import load_state_dict
+from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.train.record import read_scalars
 from tests import tiny
 from tests.random_stem import random_stem
-from tests.test_model_torch_file import dump, legacy_bytes, of
+from tests.test_files_torch_file import dump, legacy_bytes, of
 from tests.tiny_food101 import jpeg, tiny_food101, write_tar
 
 REFUSALS = (ValueError, OSError)
@@ -84,7 +84,11 @@ def readers() -> dict[str, Reader]:
         picture = Image.fromarray(images[0])
         metrics = "".join(json.dumps({"step": step, "train/loss": 1 / step}) + "\n" for step in range(1, 9))
         about = {"config": to_json(tiny.config(folder)), "class_names": [str(y) for y in range(10)], "step": 1}
-        metadata = {name: json.dumps(value) for name, value in about.items()} | {"weights": "raw", "format": "1", "images_seen": "0"}
+        metadata = {name: json.dumps(value) for name, value in about.items()} | {
+            "weights": "raw",
+            "format": "1",
+            "images_seen": "0",
+        }
         inside = {
             "array in images.npz": Reader("images.npz", _npy(images), _read_images, _zipped("arr_0.npy")),
             "labels in images.npz": Reader(

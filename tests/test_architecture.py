@@ -10,6 +10,7 @@ PACKAGE = ROOT / "fooddiff"
 
 # Each part may import those before it.
 ORDER = [
+    "files",
     "arrays",
     "keys",
     "xla",

@@ -19,10 +19,10 @@ from fooddiff.commands import sample, train, workdir
 from fooddiff.commands.fine_tune import starting_weights
 from fooddiff.convert import importing
 from fooddiff.convert.__main__ import load_config, main
-from fooddiff.convert.torch_zip import write_state_dict
+from fooddiff.files.torch_file import load_state_dict
+from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.network import abstract_params
 from fooddiff.model.openai import to_openai
-from fooddiff.model.torch_file import load_state_dict
 from fooddiff.train.checkpoint import Checkpoints
 from tests import tiny
 from tests.golden_cases import checkpoint_files, unet_cases, weights

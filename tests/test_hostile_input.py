@@ -30,13 +30,13 @@ from fooddiff.commands import sample, train
 from fooddiff.commands.terminal import session
 from fooddiff.commands.workdir import WorkdirError, check, described, to_json
 from fooddiff.convert.importing import import_openai
-from fooddiff.convert.torch_zip import write_state_dict
 from fooddiff.data import sources
 from fooddiff.data.sources.source import checked_class_names, checked_name, read_class_names
 from fooddiff.eval.images import FolderImages, NpzImages, open_images
 from fooddiff.eval.stats import Stats, read_stats, write_stats
 from fooddiff.eval.weights import load_inception
-from fooddiff.model.torch_file import load_state_dict
+from fooddiff.files.torch_file import load_state_dict
+from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.train.checkpoint import Checkpoints
 from fooddiff.train.record import Recorder, read_scalars
 from tests import fuzz, tiny
@@ -118,7 +118,7 @@ def test_no_module_can_unpickle(path):
             case ast.ImportFrom():
                 assert node.module not in UNPICKLERS
             case ast.Import():
-                allowed = {"pickle"} if path.relative_to(PACKAGE) == Path("convert/torch_zip.py") else set()
+                allowed = {"pickle"} if path.relative_to(PACKAGE) == Path("files/torch_zip.py") else set()
                 assert not {alias.name for alias in node.names} & (UNPICKLERS - allowed)
             case ast.Attribute():
                 assert ast.unparse(node) not in ("pickle.load", "pickle.loads", "torch.load")
@@ -314,7 +314,7 @@ def test_any_arrays_are_statistics_or_refused_by_name(tmp_path_factory, arrays):
 
 @pytest.mark.parametrize("read", [read_stats, lambda path: open_npz(path), lambda path: inception(path)])
 def test_an_array_that_unpacks_to_too_much_is_not_read(tmp_path, monkeypatch, read):
-    monkeypatch.setattr("fooddiff.eval.files.MAX_ARRAY_BYTES", 10**6)
+    monkeypatch.setattr("fooddiff.files.npz.MAX_ARRAY_BYTES", 10**6)
     bomb = np.zeros(10**6)
     names = ("mu", "sigma", "arr_1", *random_stem())
     arrays = {"arr_0": np.zeros((1, 8, 8, 3), np.uint8)} | dict.fromkeys(names, bomb)

@@ -19,10 +19,10 @@ from fooddiff import build, processes
 from fooddiff.commands import signals
 from fooddiff.commands import workdir as workdirs
 from fooddiff.eval.generated import params_sha256
+from fooddiff.files.atomic import write_atomically
 from fooddiff.sample.generate import sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 from fooddiff.sample.resume import resumable_batches
-from fooddiff.train.record import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,12 @@ from fooddiff.commands import evaluate, signals
 from fooddiff.commands import workdir as workdirs
 from fooddiff.commands.fine_tune import starting_weights
 from fooddiff.data.feed import device_batches
+from fooddiff.files.atomic import write_atomically
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 from fooddiff.train.checkpoint import Checkpoints
 from fooddiff.train.loop import Snapshot, train
-from fooddiff.train.record import NoRecorder, Recorder, write_atomically
+from fooddiff.train.record import NoRecorder, Recorder
 from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
 

@@ -13,12 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model
-from fooddiff.data.lock import locked
 from fooddiff.data.sources.source import checked_class_names
+from fooddiff.files.atomic import write_atomically
+from fooddiff.files.lock import locked
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.train.checkpoint import Checkpoints, choose_step, with_sharding
-from fooddiff.train.record import write_atomically
 
 MAY_CHANGE = (
     # what a restart may change, since it leaves every step's result as it was, but for rounding

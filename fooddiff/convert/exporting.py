@@ -9,8 +9,8 @@ import numpy as np
 
 from fooddiff import build
 from fooddiff.commands.workdir import TrainedModel, load_trained, to_json
-from fooddiff.convert.torch_zip import write_state_dict
-from fooddiff.eval.files import atomic_path
+from fooddiff.files.atomic import atomic_path
+from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.openai import check_norm_groups, to_openai
 from fooddiff.runs.weights_file import write_weights
 

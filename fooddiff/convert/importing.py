@@ -13,9 +13,9 @@ from fooddiff import build
 from fooddiff.arrays import Params
 from fooddiff.commands import workdir as workdirs
 from fooddiff.data.sources.source import read_class_names
-from fooddiff.eval.files import sha256_of
+from fooddiff.files.hashes import sha256_of
+from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.openai import check_norm_groups, from_openai
-from fooddiff.model.torch_file import load_state_dict
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.train.checkpoint import Checkpoints
 

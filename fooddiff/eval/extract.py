@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fooddiff import processes
 from fooddiff.arrays import Array, Float, Pixels
 from fooddiff.eval import inception
-from fooddiff.eval.files import atomic_path
 from fooddiff.eval.resize import Resize
+from fooddiff.files.atomic import atomic_path
 from fooddiff.xla import jit
 
 CHUNK = 512
