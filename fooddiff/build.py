@@ -30,11 +30,11 @@ from fooddiff.eval import resize
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
+from fooddiff.runs.checkpoint import with_sharding
 from fooddiff.sample.generate import Draw, make_draw
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.train import optimizer
 from fooddiff.train.averages import make_averages
-from fooddiff.train.checkpoint import with_sharding
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
 from fooddiff.train.task import Task

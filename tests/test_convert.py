@@ -15,15 +15,17 @@ import pytest
 import safetensors.numpy
 
 from fooddiff import build
-from fooddiff.commands import sample, train, workdir
-from fooddiff.commands.fine_tune import starting_weights
+from fooddiff.commands import sample, train
 from fooddiff.convert import importing
 from fooddiff.convert.__main__ import load_config, main
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.network import abstract_params
 from fooddiff.model.openai import to_openai
-from fooddiff.train.checkpoint import Checkpoints
+from fooddiff.runs import workdir
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.fine_tune import starting_weights
+from fooddiff.runs.load import load_trained
 from tests import tiny
 from tests.golden_cases import checkpoint_files, unet_cases, weights
 from tests.openai_files import random_params, write_random_pt
@@ -34,7 +36,7 @@ OTHER_CLASSES = tuple("abcde")
 
 
 def load(run, weights="ema"):
-    return workdir.load_trained(run, step=None, weights=weights, mesh=build.make_mesh())
+    return load_trained(run, step=None, weights=weights, mesh=build.make_mesh())
 
 
 def assert_equal_params(found, expected):

@@ -8,7 +8,7 @@ import pytest
 from fooddiff.commands import evaluate, train
 from fooddiff.eval import generated
 from fooddiff.eval.__main__ import main
-from fooddiff.train.record import read_scalars
+from fooddiff.runs.record import read_scalars
 from tests import tiny
 from tests.random_stem import random_stem
 

@@ -16,11 +16,11 @@ import pytest
 
 from fooddiff import build
 from fooddiff.commands import evaluate, sample, train
-from fooddiff.commands.workdir import WorkdirError, claimed, to_json
 from fooddiff.eval.__main__ import main as evaluate_main
-from fooddiff.train.checkpoint import Checkpoints, DamagedError
+from fooddiff.runs.checkpoint import Checkpoints, DamagedError
+from fooddiff.runs.record import read_scalars
+from fooddiff.runs.workdir import WorkdirError, claimed, to_json
 from fooddiff.train.loop import NonFiniteError
-from fooddiff.train.record import read_scalars
 from tests import tiny
 from tests.random_stem import random_stem
 
@@ -205,7 +205,7 @@ def test_two_trainings_in_one_workdir_are_refused(workspace, run):
     with claimed(run, tiny.config(workspace)):
         program = (
             "import sys; from pathlib import Path\n"
-            "from fooddiff.commands.workdir import claimed; from tests import tiny\n"
+            "from fooddiff.runs.workdir import claimed; from tests import tiny\n"
             "with claimed(Path(sys.argv[1]), tiny.config(Path(sys.argv[2]))): pass"
         )
         other = subprocess.run(
@@ -235,14 +235,14 @@ def follow(run, folder):
 
 
 def test_following_goes_on_when_the_training_deletes_a_checkpoint(run, tmp_path, capsys, monkeypatch):
-    load = evaluate.workdirs.load_trained
+    load = evaluate.load_trained
 
     def load_too_late(workdir, *, step, **how):
         if step == 2:
             shutil.rmtree(workdir / "checkpoints" / "2")
         return load(workdir, step=step, **how)
 
-    monkeypatch.setattr(evaluate.workdirs, "load_trained", load_too_late)
+    monkeypatch.setattr(evaluate, "load_trained", load_too_late)
     follow(run, tmp_path)
     assert "the training deleted the checkpoint of step 2 before it was scored" in capsys.readouterr().err
     assert [path.name[:12] for path in (run / "eval").iterdir()] == ["step_0000004"]

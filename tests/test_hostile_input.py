@@ -28,7 +28,6 @@ from rich.console import Console
 from fooddiff import build
 from fooddiff.commands import sample, train
 from fooddiff.commands.terminal import session
-from fooddiff.commands.workdir import WorkdirError, check, described, to_json
 from fooddiff.convert.importing import import_openai
 from fooddiff.data import sources
 from fooddiff.data.sources.source import checked_class_names, checked_name, read_class_names
@@ -37,8 +36,10 @@ from fooddiff.eval.stats import Stats, read_stats, write_stats
 from fooddiff.eval.weights import load_inception
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.files.torch_zip import write_state_dict
-from fooddiff.train.checkpoint import Checkpoints
-from fooddiff.train.record import Recorder, read_scalars
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.load import described
+from fooddiff.runs.record import Recorder, read_scalars
+from fooddiff.runs.workdir import WorkdirError, check, to_json
 from tests import fuzz, tiny
 from tests.openai_files import write_random_pt
 from tests.random_stem import random_stem

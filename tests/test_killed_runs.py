@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fooddiff import build
-from fooddiff.train.checkpoint import Checkpoints
-from fooddiff.train.record import read_scalars
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.record import read_scalars
 from tests import tiny
 from tests.processes import Process, started
 

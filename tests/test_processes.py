@@ -8,9 +8,9 @@ import pytest
 
 from fooddiff import build, processes
 from fooddiff.commands import train
-from fooddiff.commands.workdir import load_trained
-from fooddiff.train.checkpoint import Checkpoints
-from fooddiff.train.record import read_scalars
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.load import load_trained
+from fooddiff.runs.record import read_scalars
 from tests import tiny
 from tests.processes import started, started_together
 

@@ -14,16 +14,17 @@ from rich.console import Console
 
 from fooddiff import build, processes
 from fooddiff.arrays import Params
-from fooddiff.commands import workdir as workdirs
 from fooddiff.eval import results
 from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
 from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like, params_sha256
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.weights import load_inception
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.checkpoint import DamagedError
+from fooddiff.runs.load import load_trained
+from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.train.checkpoint import DamagedError
-from fooddiff.train.record import NoRecorder, Recorder
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
         The record.
     """
     mesh = build.make_mesh()
-    trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
     draw = build.make_sampler(trained.model, mesh, spec)

@@ -11,13 +11,14 @@ from tqdm import tqdm
 
 from fooddiff import build, processes
 from fooddiff.arrays import Array, Int, Key, Params, Pixels
-from fooddiff.commands import workdir as workdirs
 from fooddiff.data.cache import Dataset
 from fooddiff.diffusion.denoiser import clipped
 from fooddiff.diffusion.discrete import transitions
 from fooddiff.diffusion.likelihood import Likelihood, bits_per_dim
 from fooddiff.eval.results import write_record
 from fooddiff.keys import sample_noise, stream
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.load import load_trained
 from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def run(
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     mesh = build.make_mesh()
-    trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     if trained.model.process is None:
         raise ValueError("bits per dimension need a discrete process with a modelled variance; this one is continuous")
     config = trained.config

@@ -14,15 +14,16 @@ from ml_collections import ConfigDict
 from fooddiff import build, keys, processes
 from fooddiff.arrays import Batch, Key
 from fooddiff.commands import evaluate, signals
-from fooddiff.commands import workdir as workdirs
-from fooddiff.commands.fine_tune import starting_weights
 from fooddiff.data.feed import device_batches
 from fooddiff.files.atomic import write_atomically
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.fine_tune import starting_weights
+from fooddiff.runs.load import class_ids, described, ema_rate, load_trained
+from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
-from fooddiff.train.checkpoint import Checkpoints
 from fooddiff.train.loop import Snapshot, train
-from fooddiff.train.record import NoRecorder, Recorder
 from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
 
@@ -123,7 +124,7 @@ def _first_state(
     """The state before the first step of a new run, and where its weights come from (None: they are random)."""
     if config.init_from is None:
         return build.first_state(training, key, {}), None
-    source = workdirs.load_trained(Path(config.init_from), step=None, weights="ema", mesh=mesh)
+    source = load_trained(Path(config.init_from), step=None, weights="ema", mesh=mesh)
     weights, origin = starting_weights(source, config, class_names, training.abstract_state.params)
     return build.first_state(training, key, weights), {"workdir": config.init_from, **origin}
 
@@ -149,7 +150,7 @@ def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: 
 
     Its data must be the same, too; imported weights may be trained on any with their classes.
     """
-    workdirs.described(saved, workdir / "checkpoints")
+    described(saved, workdir / "checkpoints")
     if changed := workdirs.differences(saved["config"], meta["config"]):
         raise workdirs.WorkdirError(f"the checkpoint in {workdir} is of another run: {', '.join(changed)} differ")
     if saved["data_sha256"] is None:
@@ -205,7 +206,7 @@ def _evaluations(
 
     def act(step: int, state: TrainState) -> None:
         for weights in config.eval.weights:
-            rate = workdirs.ema_rate(weights, [str(rate) for rate in config.ema.rates])
+            rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
             try:
                 record = evaluate.score(
                     scoring,
@@ -239,7 +240,7 @@ def _draw_grids(
 ) -> None:
     """Writes samples/step_<step>_<weights>.png for the raw weights and the first average, where it is missing."""
     names = tuple(config.sample.classes) or class_names[:12]
-    ids = sample_ids(workdirs.class_ids(class_names, names), config.sample.per_class)
+    ids = sample_ids(class_ids(class_names, names), config.sample.per_class)
     key = jax.random.key(GRID_SEED)
     weights = {"raw": state.params} | {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
     for name, params in weights.items():

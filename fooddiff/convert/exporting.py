@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from fooddiff import build
-from fooddiff.commands.workdir import TrainedModel, load_trained, to_json
 from fooddiff.files.atomic import atomic_path
 from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.openai import check_norm_groups, to_openai
+from fooddiff.runs.load import TrainedModel, load_trained
 from fooddiff.runs.weights_file import write_weights
+from fooddiff.runs.workdir import to_json
 
 log = logging.getLogger(__name__)
 

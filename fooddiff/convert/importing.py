@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 
 from fooddiff import build
 from fooddiff.arrays import Params
-from fooddiff.commands import workdir as workdirs
 from fooddiff.data.sources.source import read_class_names
 from fooddiff.files.hashes import sha256_of
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.openai import check_norm_groups, from_openai
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.load import described
 from fooddiff.runs.weights_file import read_weights
-from fooddiff.train.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def import_safetensors(file: Path, workdir: Path) -> None:
     _check_free(workdir)
     about, stored = read_weights(file)
     params = {name: value.astype(np.float32) for name, value in stored.items()}
-    config, class_names, _ = workdirs.described(about, file)
+    config, class_names, _ = described(about, file)
     try:
         training = build.make_training(config, build.make_mesh())
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -18,7 +18,6 @@ from fooddiff.commands import evaluate as scorer
 from fooddiff.commands import likelihood
 from fooddiff.commands.signals import graceful_stop, stop_if_asked
 from fooddiff.commands.terminal import session
-from fooddiff.commands.workdir import versions
 from fooddiff.data.sources import SPLITS
 from fooddiff.eval import inception, results
 from fooddiff.eval.evaluate import METRICS, Extractor, evaluate, make_extractor, stats_of, stats_provenance
@@ -26,6 +25,7 @@ from fooddiff.eval.images import ImageSet, open_images
 from fooddiff.eval.stats import write_stats
 from fooddiff.eval.weights import BY_HAND, GENUINE_URLS, load_inception
 from fooddiff.files.npz import npz_names
+from fooddiff.runs.workdir import versions
 from fooddiff.sample.spec import SamplerSpec
 
 log = logging.getLogger("fooddiff.eval")  # __name__ would be __main__

@@ -7,7 +7,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from fooddiff.files.atomic import write_atomically
-from fooddiff.train.record import Recorder, read_scalars
+from fooddiff.runs.record import Recorder, read_scalars
 
 
 def test_scalars_come_back(tmp_path):
