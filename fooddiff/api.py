@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.runs.load import TrainedModel, class_ids, load_trained
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
@@ -100,7 +100,7 @@ def load(path: str | Path | None = None, *, step: int | None = None, weights: st
         ValueError: the file is damaged or of another program, or there are no such weights.
     """
     path = shipped_weights() if path is None else Path(path)
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     return Model(load_trained(path, step=step, weights=weights, mesh=mesh), mesh)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.commands import dry_run, sample, train
 from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.load import load_trained
@@ -44,7 +44,7 @@ def restored(run, config):
     """The whole training state of the newest checkpoint."""
     with Checkpoints(run, read_only=True) as checkpoints:
         return checkpoints.restore(
-            checkpoints.steps()[-1], build.make_training(config, build.make_mesh()).abstract_state
+            checkpoints.steps()[-1], build.make_training(config, parallel.make_mesh()).abstract_state
         )
 
 
@@ -164,7 +164,7 @@ def test_dry_run_reports_and_touches_nothing(workspace, tmp_path, capsys):
     dry_run.run(config)
     printed = capsys.readouterr().out
     parameters = sum(leaf.size for leaf in load_trained(
-        workspace / "run", step=4, weights="raw", mesh=build.make_mesh()).params.values())  # fmt: skip
+        workspace / "run", step=4, weights="raw", mesh=parallel.make_mesh()).params.values())  # fmt: skip
     assert f"{parameters:,}" in printed
     assert "FLOPs per step" in printed
     assert list(tmp_path.iterdir()) == []

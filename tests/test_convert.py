@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.commands import sample, train
 from fooddiff.convert import importing
 from fooddiff.convert.__main__ import load_config, main
@@ -36,7 +36,7 @@ OTHER_CLASSES = tuple("abcde")
 
 
 def load(run, weights="ema"):
-    return load_trained(run, step=None, weights=weights, mesh=build.make_mesh())
+    return load_trained(run, step=None, weights=weights, mesh=parallel.make_mesh())
 
 
 def assert_equal_params(found, expected):
@@ -344,7 +344,7 @@ def other_classes(workspace):
 
 def state_of(run, config, step):
     with Checkpoints(run, read_only=True) as checkpoints:
-        return checkpoints.restore(step, build.make_training(config, build.make_mesh()).abstract_state)
+        return checkpoints.restore(step, build.make_training(config, parallel.make_mesh()).abstract_state)
 
 
 def test_parameters_and_every_average_are_the_imported_weights(workspace, imported):
@@ -357,7 +357,7 @@ def test_parameters_and_every_average_are_the_imported_weights(workspace, import
 
 def test_the_first_state_shares_no_buffer(workspace, imported):
     _, params = imported
-    training = build.make_training(tiny.config(workspace), build.make_mesh())
+    training = build.make_training(tiny.config(workspace), parallel.make_mesh())
     start = jax.device_put(params, training.replicated)
     state = build.first_state(training, jax.random.key(0), start)
 

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.commands import sample, train
 from fooddiff.commands.terminal import session
 from fooddiff.convert.importing import import_openai
@@ -544,7 +544,7 @@ def test_every_override_is_accepted_or_refused_by_name(data):
     override = data.draw(wrong_values(value) | WRONG_TYPES)
     with config.ignore_type():
         config.update_from_flattened_dict({name: override})
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     message = ""
     try:
         training = build.make_training(config, mesh)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.codec import to_signed
 from fooddiff.commands import likelihood
 from fooddiff.convert import importing
@@ -58,7 +58,7 @@ def test_the_record_says_everything_that_the_number_depends_on(run, record):
     assert record["data"] == {
         "source": "digits", "split": "test",
         "sha256": build.make_dataset(load_trained(
-            run, step=None, weights="raw", mesh=build.make_mesh()).config, "test").manifest["sha256"],
+            run, step=None, weights="raw", mesh=parallel.make_mesh()).config, "test").manifest["sha256"],
     }  # fmt: skip
     assert record["config"]["diffusion"]["timesteps"] == TIMESTEPS
     assert record["origin"]["file"] == "tiny.pt"
@@ -72,7 +72,7 @@ def test_the_number_is_the_sum_of_its_terms(record):
 
 
 def test_terms_are_those_of_each_image_with_its_own_label_and_noise(run, record, workspace):
-    trained = load_trained(run, step=None, weights="ema", mesh=build.make_mesh())
+    trained = load_trained(run, step=None, weights="ema", mesh=parallel.make_mesh())
     model, key = trained.model, jax.random.key(0)
     dataset = build.make_dataset(trained.config, "test")
     rows = likelihood.balanced_rows(dataset.labels, 20)

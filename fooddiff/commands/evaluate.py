@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from fooddiff import build, processes
+from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params
 from fooddiff.eval import results
 from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
@@ -25,6 +25,7 @@ from fooddiff.runs.load import load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
+from fooddiff.settings import check_positive, choose
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Scoring:
             ValueError: the number per class is not given and the reference does not tell it.
         """
         if self.per_class is not None:
-            build.check_positive("eval.per_class", self.per_class)
+            check_positive("eval.per_class", self.per_class)
             return sample_ids(range(len(class_names)), self.per_class)
         if isinstance(reference, Path) or reference.labels is None:
             raise ValueError(
@@ -148,7 +149,7 @@ def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scori
     extractor = make_extractor(
         weights,
         names,
-        resize=build.choose("eval.resize", settings.resize, build.RESIZE),
+        resize=choose("eval.resize", settings.resize, build.RESIZE),
         batch_size=sample.batch_size,
         cache_dir=Path(settings.cache_dir),
         after_chunk=after_chunk,
@@ -178,7 +179,7 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
     Returns:
         The record.
     """
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **scoring.sampling)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fooddiff import build, processes
+from fooddiff import build, parallel, processes
 from fooddiff.commands import signals
 from fooddiff.eval.generated import params_sha256
 from fooddiff.files.atomic import write_atomically
@@ -65,7 +65,7 @@ def run(
     for name, value in (("--per_class", per_class), ("--batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     sampler = build.sampler_spec(trained.config.sample, **spec)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fooddiff import build, keys, processes
+from fooddiff import build, keys, parallel, processes
 from fooddiff.arrays import Batch, Key
 from fooddiff.commands import evaluate, signals
 from fooddiff.data.feed import device_batches
@@ -23,6 +23,7 @@ from fooddiff.runs.load import class_ids, described, ema_rate, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
+from fooddiff.settings import ConfigError, check_positive
 from fooddiff.train.loop import Snapshot, train
 from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
@@ -38,12 +39,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     A new run starts at random, or from the weights that config.init_from names.
 
     Raises:
-        build.ConfigError: a config value that cannot be.
+        ConfigError: a config value that cannot be.
         workdirs.WorkdirError: the workdir belongs to another config or to other data, or config.init_from does not fit.
         FileNotFoundError: config.init_from holds no checkpoint.
         signals.Stopped: SIGTERM or SIGINT ended the run early; its state is saved.
     """
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     training = build.make_training(config, mesh)
     draw = _grid_draw(config, training.model, mesh)
     processes.on_first(lambda: workdirs.check(workdir, config))
@@ -177,13 +178,11 @@ def _some(names: list[str]) -> str:
 def _grid_draw(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Draw:
     sample = config.sample
     for field in ("every_steps", "per_class", "batch_size"):
-        build.check_positive(f"sample.{field}", sample[field])
-    build.check_positive("log.every_steps", config.log.every_steps)
-    build.check_positive("eval.every_steps", config.eval.every_steps)
+        check_positive(f"sample.{field}", sample[field])
+    check_positive("log.every_steps", config.log.every_steps)
+    check_positive("eval.every_steps", config.eval.every_steps)
     if sample.batch_size % mesh.size:
-        raise build.ConfigError(
-            f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices"
-        )
+        raise ConfigError(f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices")
     return build.make_sampler(model, mesh, build.sampler_spec(sample))
 
 

@@ -314,11 +314,6 @@ class Checkpoints:
         raise DamagedError(f"the checkpoint of step {step} in {self.directory} is damaged: meta is not what was saved")
 
 
-def with_sharding(abstract, sharding: jax.sharding.Sharding):
-    """Adds a sharding to the output of `jax.eval_shape`, which drops it."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
-
-
 def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
     """Picks the newest checkpoint, or the one asked for.
 

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from fooddiff import parallel
 from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model
 from fooddiff.data.sources.source import checked_class_names
 from fooddiff.model.network import abstract_params
-from fooddiff.runs.checkpoint import Checkpoints, choose_step, with_sharding
+from fooddiff.runs.checkpoint import Checkpoints, choose_step
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.runs.workdir import WorkdirError
 
@@ -53,8 +54,10 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
         meta = checkpoints.meta(step)
         config, class_names, model = described(meta, workdir / "checkpoints" / str(step))
         rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        params = checkpoints.restore_weights(step, with_sharding(abstract_params(model.network), replicated), rate)
+        replicated = parallel.replicated(mesh)
+        params = checkpoints.restore_weights(
+            step, parallel.with_sharding(abstract_params(model.network), replicated), rate
+        )
     name = "raw" if rate is None else f"ema_{rate}"
     return TrainedModel(config, model, class_names, params, step, name, meta)
 
@@ -70,7 +73,7 @@ def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Me
     expected = {name: leaf.shape for name, leaf in abstract_params(model.network).items()}
     if expected != {name: value.shape for name, value in params.items()}:
         raise WorkdirError(f"{file} does not hold the tensors of the model that its own config describes")
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    replicated = parallel.replicated(mesh)
     params = {name: jax.device_put(value.astype(np.float32), replicated) for name, value in params.items()}
     return TrainedModel(config, model, class_names, params, about["step"], about["weights"], about)
 
