@@ -16,8 +16,9 @@ import safetensors.numpy
 
 from fooddiff import build, parallel
 from fooddiff.commands import sample, train
+from fooddiff.commands.convert import main
+from fooddiff.commands.flags import load_config
 from fooddiff.convert import importing
-from fooddiff.convert.__main__ import load_config, main
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.network import abstract_params

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from fooddiff import build, parallel
-from fooddiff.commands import evaluate, sample, train
-from fooddiff.eval.__main__ import main as evaluate_main
+from fooddiff.commands import sample, scorer, train
+from fooddiff.commands.eval import main as evaluate_main
 from fooddiff.runs.checkpoint import Checkpoints, DamagedError
 from fooddiff.runs.record import read_scalars
 from fooddiff.runs.workdir import WorkdirError, claimed, to_json
@@ -235,14 +235,14 @@ def follow(run, folder):
 
 
 def test_following_goes_on_when_the_training_deletes_a_checkpoint(run, tmp_path, capsys, monkeypatch):
-    load = evaluate.load_trained
+    load = scorer.load_trained
 
     def load_too_late(workdir, *, step, **how):
         if step == 2:
             shutil.rmtree(workdir / "checkpoints" / "2")
         return load(workdir, step=step, **how)
 
-    monkeypatch.setattr(evaluate, "load_trained", load_too_late)
+    monkeypatch.setattr(scorer, "load_trained", load_too_late)
     follow(run, tmp_path)
     assert "the training deleted the checkpoint of step 2 before it was scored" in capsys.readouterr().err
     assert [path.name[:12] for path in (run / "eval").iterdir()] == ["step_0000004"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fooddiff.commands import sample, train
+from fooddiff.commands.eval import main
 from fooddiff.commands.signals import Stopped
-from fooddiff.eval.__main__ import main
 from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.record import read_scalars
 from fooddiff.sample import generate

@@ -10,11 +10,11 @@ import pytest
 from fooddiff import build, parallel
 from fooddiff.codec import to_signed
 from fooddiff.commands import likelihood
+from fooddiff.commands.eval import main
 from fooddiff.convert import importing
 from fooddiff.diffusion.denoiser import clipped
 from fooddiff.diffusion.discrete import transitions
 from fooddiff.diffusion.likelihood import bits_per_dim
-from fooddiff.eval.__main__ import main
 from fooddiff.keys import sample_noise, stream
 from fooddiff.runs.load import load_trained
 from tests import tiny

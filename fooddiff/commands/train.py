@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import build, keys, parallel, processes
 from fooddiff.arrays import Batch, Key
-from fooddiff.commands import evaluate, signals
+from fooddiff.commands import scorer, signals
 from fooddiff.data.feed import device_batches
 from fooddiff.files.atomic import write_atomically
 from fooddiff.runs import workdir as workdirs
@@ -199,15 +199,15 @@ def _evaluations(
     if config.eval.inception is None:
         log.info("no evaluation during training, since config.eval.inception names no Inception weights")
         return []
-    scoring = evaluate.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, stop_signal))
-    reference = evaluate.reference_of(config)
+    scoring = scorer.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, stop_signal))
+    reference = scorer.reference_of(config)
     spec = build.sampler_spec(config.sample)
 
     def act(step: int, state: TrainState) -> None:
         for weights in config.eval.weights:
             rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
             try:
-                record = evaluate.score(
+                record = scorer.score(
                     scoring,
                     spec,
                     draw,
@@ -220,10 +220,10 @@ def _evaluations(
                 )
             except signals.Stopped:  # the loop asks next, saves and stops; a resumed run goes on with this evaluation
                 return
-            numbers = evaluate.numbers_of(record)
+            numbers = scorer.numbers_of(record)
             scores.setdefault(step, next(iter(numbers.values())))
             recorder.scalars(step, numbers)
-            evaluate.print_record(record)
+            scorer.print_record(record)
 
     return [Snapshot(config.eval.every_steps, act)]
 
