@@ -41,7 +41,7 @@ def report():
 
 
 def autoencoder_arguments(config) -> dict:
-    """The arguments of our autoencoder, from those of the reference's. Attention at a size that never occurs is none."""
+    """The arguments of ours, from those of the reference, where attention at a size that never occurs has no effect."""
     network = config["ddconfig"]
     sizes = {network["resolution"] >> level for level in range(len(network["ch_mult"]))}
     return dict(
