@@ -236,6 +236,7 @@ class Autoencoder(nnx.Module):
         )  # fmt: skip
         each = dict(num_res_blocks=num_res_blocks, norm_groups=norm_groups, dropout=dropout, dtype=dtype, rngs=rngs)
         moments = 2 if num_codes is None else 1
+        self.factor = 2 ** (len(levels) - 1)
         self.encoder = Encoder(in_channels, model_channels, levels, moments * z_channels, **each)
         self.to_latent = conv(moments * z_channels, moments * latent_channels, 1, dtype=jnp.float32, rngs=rngs)
         self.from_latent = conv(latent_channels, z_channels, 1, dtype=jnp.float32, rngs=rngs)
@@ -254,7 +255,13 @@ class Autoencoder(nnx.Module):
         Returns:
             KL: moments f32[n, h/f, w/f, 2 latent_channels]. VQ: latents f32[n, h/f, w/f, latent_channels], not yet
             quantised.
+
+        Raises:
+            ValueError: a size that is not divisible by f.
         """
+        _, h, w, _ = x.shape
+        if h % self.factor or w % self.factor:
+            raise ValueError(f"images of {h}x{w} cannot be encoded: expected multiples of {self.factor}")
         return self.to_latent(self.encoder(x, dropout_key=dropout_key))
 
     def decode(self, z: Image, *, dropout_key: Key | None = None) -> Image:
