@@ -1,5 +1,6 @@
-"""The autoencoders of latent-diffusion against its own outputs and gradients, for every case of a golden directory."""
+"""The autoencoders of latent-diffusion, and TAESD, against their own code, for every case of a golden directory."""
 
+import zlib
 from functools import partial
 
 import jax
@@ -12,11 +13,12 @@ from fooddiff.model.autoencoder import Autoencoder
 from fooddiff.model.bottleneck import draw, kl_divergence, negative_log_density, posterior_of, quantize
 from fooddiff.model.ldm import from_state_dict, to_state_dict
 from fooddiff.model.network import Network, abstract_params, make_network
+from fooddiff.model.taesd import TAESD, from_taesd, settings_of, to_taesd
 from tests import golden_cases
 from tests.golden_cases import GRADIENTS, Case, Tolerance, check, compare, largest_entry, nchw, nhwc, perturbed
 
 NETWORKS = ("ldm_autoencoder_kl", "ldm_vq_model")
-CASES = [case for kind in (*NETWORKS, "ldm_autoencoder_vq") for case in golden_cases.cases_of_kind(kind)]
+CASES = [case for kind in (*NETWORKS, "ldm_autoencoder_vq", "taesd") for case in golden_cases.cases_of_kind(kind)]
 
 OUTPUT = Tolerance(2e-5, "of the largest entry", largest_entry)
 INPUT_GRADIENTS = Tolerance(5e-5, "of the largest entry", largest_entry)
@@ -173,10 +175,40 @@ def computed_quantizer(case: Case):
     return [({"indices": indices.reshape(-1), "indices_bhw": indices}, EXACT), (as_golden(ours), QUANTIZER)]
 
 
+def taesd_weights(case: Case) -> list[dict[str, np.ndarray]]:
+    """The state dicts of encoder and decoder that the manifest's recipe gives."""
+
+    def drawn(name, shape):
+        g = np.random.default_rng([case.config["seed"], zlib.crc32(name.encode())])
+        if len(shape) == 4:
+            value = g.normal(size=shape) * np.sqrt(1 / np.prod(shape[1:]))
+        else:
+            value = g.uniform(0.5, 1.5, size=shape) if name.endswith("weight") else g.normal(size=shape) * 0.1
+        return value.astype(np.float32)
+
+    return [
+        {name: drawn(f"{half}.{name}", shape) for name, shape in case.config["shapes"][half].items()}
+        for half in ("encoder", "decoder")
+    ]
+
+
+def computed_taesd(case: Case):
+    """Both halves: [(ours, tolerance), ...]. Images are in [0, 1] there."""
+    weights = taesd_weights(case)
+    network = make_network(TAESD, **settings_of(weights[1]))
+    params = from_taesd(*weights, abstract_params(network))
+    assert all(golden_cases.same_arrays(*pair) for pair in zip(to_taesd(params), weights, strict=True))
+    x, z = images(case, "x", "z")
+    latents = xla.jit(partial(network.apply, method=TAESD.encode))(params, 2 * x - 1)
+    decoded = xla.jit(partial(network.apply, method=TAESD.decode))(params, z)
+    return [(as_golden({"latents": latents, "decoded": (decoded + 1) / 2}), OUTPUT)]
+
+
 COMPUTED = {
     "ldm_autoencoder_kl": computed_kl,
     "ldm_vq_model": computed_vq_model,
     "ldm_autoencoder_vq": computed_quantizer,
+    "taesd": computed_taesd,
 }
 
 

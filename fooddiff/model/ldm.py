@@ -5,11 +5,13 @@ Knows names and axes only. Both programs normalise in 32 groups, which no tensor
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from fooddiff.arrays import Params
+from fooddiff.model.names import check_fit
 
 
 class Naming(NamedTuple):
@@ -110,20 +112,8 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], like: Params) -> Param
         if name.startswith(prefix) and _PARTS.match(name, len(prefix))
     }
     naming = max(NAMINGS, key=lambda naming: len(set(_names(like, naming).values()) & found.keys()))
+    check_fit(found, partial(to_state_dict, naming=naming), like)
     names = _names(like, naming)
-    weightless = {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in like.items()}
-    expected = {name: value.shape for name, value in to_state_dict(weightless, naming).items()}
-    problems = [
-        f"{name}: the model has {expected.get(name, 'none')}, the file has {getattr(found.get(name), 'shape', 'none')}"
-        for name in expected | found
-        if name not in found or expected.get(name) != found[name].shape
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:5])
-        raise ValueError(
-            f"the checkpoint is of another architecture than this autoencoder ({naming} names): "
-            f"{len(problems)} tensors do not fit, first\n  {shown}"
-        )
     return {
         name: _from_torch_layout(found[names[name]].astype(np.float32, copy=False), leaf.shape)
         for name, leaf in like.items()

@@ -37,7 +37,7 @@ def timestep_embedding(t: Float[Array, " n"], dim: int, *, max_period: float = 1
 
 def conv(
     in_channels: int, out_channels: int, size: int,
-    *, dtype, rngs: nnx.Rngs, stride: int = 1, padding: tuple[int, int] | None = None,
+    *, dtype, rngs: nnx.Rngs, stride: int = 1, padding: tuple[int, int] | None = None, bias: bool = True,
 ) -> nnx.Conv:  # fmt: skip
     """A convolution with the initial distribution of torch.nn.Conv2d.
 
@@ -47,7 +47,7 @@ def conv(
     bound = 1 / math.sqrt(in_channels * size * size)
     return nnx.Conv(
         in_channels, out_channels, (size, size), strides=stride, padding=[padding or (size // 2, size // 2)] * 2,
-        kernel_init=_uniform(bound), bias_init=_uniform(bound), dtype=dtype, rngs=rngs,
+        use_bias=bias, kernel_init=_uniform(bound), bias_init=_uniform(bound), dtype=dtype, rngs=rngs,
     )  # fmt: skip
 
 
