@@ -34,7 +34,14 @@ DIFFUSION_ORDER = [
     "denoiser", "guidance", "losses", "samplers", "likelihood",
 ]  # fmt: skip
 ROOMS = {
-    "flax": {"model/unet.py", "model/uvit.py", "model/classifier.py", "model/network.py"},
+    "flax": {
+        "model/unet.py",
+        "model/uvit.py",
+        "model/classifier.py",
+        "model/autoencoder.py",
+        "model/taesd.py",
+        "model/network.py",
+    },
     "orbax": {"train/checkpoint.py"},
     "tensorflow_datasets": {"data/sources/food101_tfds.py"},
     "matplotlib": {"report/figures.py", "report/svg.py"},
