@@ -3,7 +3,7 @@ r"""Real dishes at 64x64 for about a hundredth of the reference's cost: a U-ViT 
     python run_train.py --config=configs/food101_cheap.py --config.data.source=archive \
         --config.data.path=food-101.tar.gz --workdir=runs/cheap
 
-10,947,824 parameters. What each choice is worth, and the curves of a long run: docs/cheap.md.
+10,854,640 parameters. What each choice is worth, and the curves of a long run: docs/cheap.md.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 Shape letters: n batch, h height, w width, c channels, T diffusion steps, d features. Images are NHWC.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -20,9 +20,6 @@ Params: TypeAlias = PyTree[jax.Array]
 
 Cond: TypeAlias = Mapping[str, Array]
 """What an image is conditioned on, by name: {"y": i32[n]} of labels, {"low_res": f32[n, h, w, c]}; {} for nothing."""
-
-DenoiseFn: TypeAlias = Callable[[Image, Float[Array, " n"], Label | None], Array]
-"""(x_t, the timestep as the network is fed it, y) -> network output [n, h, w, c or 2c]."""
 
 
 class Batch(NamedTuple):

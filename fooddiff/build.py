@@ -415,7 +415,8 @@ def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
     values = {name: settings[name] for name in names if name in settings}
     values |= {name: value for name, value in changes.items() if value is not None}
     check_fields(SamplerSpec, "sample", values)
-    return SamplerSpec(**{name: _tuples(value) for name, value in values.items()})
+    spec = SamplerSpec(**{name: _tuples(value) for name, value in values.items()})
+    return replace(spec, interval=None, rescale=0.0) if spec.guidance == 1 else spec  # which belong to guidance
 
 
 def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec) -> Draw:
@@ -436,8 +437,10 @@ def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSp
     elif spec.eta:
         raise ConfigError(f"eta is {spec.eta}, but only the samplers 'ddim' and 'heun' have one")
 
+    guide = _guidance(model, spec)
+
     def denoiser_of(params: Params) -> Denoiser:
-        return denoiser.clipped(_guided(model, model.denoiser(partial(model.network.apply, params)), spec))
+        return denoiser.clipped(guide(model.denoiser(partial(model.network.apply, params))))
 
     return make_draw(
         sampler,
@@ -449,11 +452,10 @@ def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSp
     )
 
 
-def _guided(model: DiffusionModel, denoise: Denoiser, spec: SamplerSpec) -> Denoiser:
+def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser], Denoiser]:
+    """What a spec makes of a denoiser."""
     if spec.guidance == 1:
-        if spec.interval is not None or spec.rescale:
-            raise ConfigError("interval and rescale are of guidance, which is off at scale 1")
-        return denoise
+        return lambda denoise: denoise
     if model.null_label is None:
         raise ConfigError(
             f"guidance is {spec.guidance}, but this model knows no null label: train with config.model.null_label and "
@@ -463,8 +465,12 @@ def _guided(model: DiffusionModel, denoise: Denoiser, spec: SamplerSpec) -> Deno
         raise ConfigError(f"expected guidance >= 0 and rescale in [0, 1], got {spec.guidance} and {spec.rescale}")
     if spec.interval is not None and not (len(spec.interval) == 2 and spec.interval[0] < spec.interval[1]):
         raise ConfigError(f"interval is {spec.interval}, expected two ascending log SNRs")
-    guide = guidance.unconditional(denoise, model.null_label)
-    return guidance.guided(denoise, guide, scale=spec.guidance, interval=spec.interval, rescale=spec.rescale)
+
+    def guided(denoise: Denoiser) -> Denoiser:
+        guide = guidance.unconditional(denoise, model.null_label)
+        return guidance.guided(denoise, guide, scale=spec.guidance, interval=spec.interval, rescale=spec.rescale)
+
+    return guided
 
 
 def _power_lengths(ema) -> tuple[float, ...]:

@@ -84,11 +84,8 @@ def readers() -> dict[str, Reader]:
         picture = Image.fromarray(images[0])
         metrics = "".join(json.dumps({"step": step, "train/loss": 1 / step}) + "\n" for step in range(1, 9))
         about = {"config": to_json(tiny.config(folder)), "class_names": [str(y) for y in range(10)], "step": 1}
-        metadata = {name: json.dumps(value) for name, value in about.items()} | {
-            "weights": "raw",
-            "format": "1",
-            "images_seen": "0",
-        }
+        metadata = {name: json.dumps(value) for name, value in about.items()}
+        metadata |= {"weights": "raw", "format": "1", "images_seen": "0"}
         inside = {
             "array in images.npz": Reader("images.npz", _npy(images), _read_images, _zipped("arr_0.npy")),
             "labels in images.npz": Reader(

@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 TESTS = Path(__file__).parent
-FILES = [TESTS / f"test_golden_{part}.py" for part in ("diffusion", "unet", "trajectory", "adm")]
+FILES = [TESTS / f"test_golden_{part}.py" for part in ("diffusion", "unet", "trajectory", "adm", "ldm")]
 
 CHANGED = {
     "adm_unet": [("out", 2e-4), ("grad_x", 5e-4)],
     "adm_classifier": [("logits", 1e-4)],
     "superres": [("upsampled", 1e-4), ("grad_low_res", 5e-4)],
+    "ldm_autoencoder_kl": [("kl", 2e-4), ("gaussian/kl_to_other", 1e-4)],
+    "ldm_autoencoder_vq": [("legacy/grad_codebook", 1e-5)],
+    "ldm_vq_model": [("reconstruction", 2e-4)],
+    "taesd": [("latents", 2e-4), ("decoded", 2e-4)],
 }  # kind of manifest: arrays, and ten times the tolerance
 
 pytestmark = pytest.mark.slow
@@ -90,13 +94,13 @@ def test_changed_files_fail(renamed):
         (f"unet_{unet}.npz", "out", 1e-3),
         ("trajectory.npz", "loss", 1e-2),
     ]
-    adm = [
+    of_kinds = [
         (path, array, relative)
         for path in manifests_with_kind(renamed)
         for array, relative in CHANGED.get(json.loads(path.read_text())["kind"], ())
     ]
-    assert adm
-    changes += [(path.with_suffix(".npz").name, array, relative) for path, array, relative in adm]
+    assert of_kinds
+    changes += [(path.with_suffix(".npz").name, array, relative) for path, array, relative in of_kinds]
     for file, array, relative in changes:
         with np.load(renamed / file, allow_pickle=False) as stored:
             arrays = dict(stored)
@@ -106,5 +110,5 @@ def test_changed_files_fail(renamed):
     result = run(renamed)
     assert result.returncode == 1
     expected = [(case, "posterior_mean_coef1"), (case, "p_sample"), (unet, "out"), ("trajectory", "loss")]
-    for owner, name in expected + [(path.stem, array) for path, array, _ in adm]:
+    for owner, name in expected + [(path.stem, array) for path, array, _ in of_kinds]:
         assert f"{owner}/{name}: " in result.stdout

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fooddiff.arrays import Params
+from fooddiff.model.names import check_fit
 
 NORM_GROUPS = 32
 """In how many groups OpenAI's UNet normalises its channels, whatever their number."""
@@ -87,20 +88,7 @@ def from_openai(state_dict: Mapping[str, np.ndarray], like: Params) -> Params:
     Raises:
         ValueError: the file is of another architecture; names the first tensors that do not fit.
     """
-    weightless = {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in like.items()}
-    expected = {name: value.shape for name, value in to_openai(weightless).items()}
-    found = {name: value.shape for name, value in state_dict.items()}
-    problems = [
-        f"{name}: the model has {expected.get(name, 'none')}, the file has {found.get(name, 'none')}"
-        for name in expected | found
-        if expected.get(name) != found.get(name)
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:5])
-        raise ValueError(
-            "the checkpoint is of another architecture: "
-            f"{len(problems)} tensors do not fit this model, first\n  {shown}"
-        )
+    check_fit(state_dict, to_openai, like)
     return {
         name: _from_torch_layout(name, state_dict[openai_name(name)].astype(np.float32, copy=False), leaf.shape)
         for name, leaf in like.items()

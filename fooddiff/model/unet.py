@@ -35,15 +35,19 @@ def timestep_embedding(t: Float[Array, " n"], dim: int, *, max_period: float = 1
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def conv(in_channels: int, out_channels: int, size: int, *, dtype, rngs: nnx.Rngs, stride: int = 1) -> nnx.Conv:
-    """A convolution with padding size // 2 on both sides and the initial distribution of torch.nn.Conv2d.
+def conv(
+    in_channels: int, out_channels: int, size: int,
+    *, dtype, rngs: nnx.Rngs, stride: int = 1, padding: tuple[int, int] | None = None, bias: bool = True,
+) -> nnx.Conv:  # fmt: skip
+    """A convolution with the initial distribution of torch.nn.Conv2d.
 
-    "SAME" would pad a stride-2 convolution on one side only and give other numbers.
+    `padding` is (above and left, below and right); None means size // 2 on both sides. "SAME" would pad a stride-2
+    convolution on one side only and give other numbers.
     """
     bound = 1 / math.sqrt(in_channels * size * size)
     return nnx.Conv(
-        in_channels, out_channels, (size, size), strides=stride, padding=size // 2,
-        kernel_init=_uniform(bound), bias_init=_uniform(bound), dtype=dtype, rngs=rngs,
+        in_channels, out_channels, (size, size), strides=stride, padding=[padding or (size // 2, size // 2)] * 2,
+        use_bias=bias, kernel_init=_uniform(bound), bias_init=_uniform(bound), dtype=dtype, rngs=rngs,
     )  # fmt: skip
 
 
@@ -69,11 +73,12 @@ def _uniform(bound: float) -> Callable:
 class GroupNorm(nnx.Module):
     """Group normalisation, fused with an optional further scale and shift and with SiLU."""
 
-    def __init__(self, channels: int, groups: int):
-        """Builds the layer; `channels` must be a multiple of `groups`."""
+    def __init__(self, channels: int, groups: int, *, epsilon: float = NORM_EPSILON):
+        """Builds the layer; `channels` must be a multiple of `groups`, and `epsilon` is added to each variance."""
         if groups < 1 or channels % groups:
             raise ValueError(f"{channels} channels cannot be normalised in {groups} groups: expected a divisor")
         self.groups = groups
+        self.epsilon = epsilon
         self.scale = nnx.Param(jnp.ones((channels,)))
         self.bias = nnx.Param(jnp.zeros((channels,)))
 
@@ -89,7 +94,7 @@ class GroupNorm(nnx.Module):
         Returns:
             [n, h, w, c] in the dtype of x.
         """
-        mean, inv_std = group_statistics(x, self.groups)
+        mean, inv_std = group_statistics(x, self.groups, self.epsilon)
         gain = inv_std * self.scale[None]
         offset = self.bias[None] - mean * gain
         if scale is not None:
@@ -97,7 +102,7 @@ class GroupNorm(nnx.Module):
         return _affine(x, gain, offset, silu)
 
 
-def group_statistics(x: Image, groups: int) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
+def group_statistics(x: Image, groups: int, epsilon: float) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
     """Mean and 1 / standard deviation of each channel's group, in float32.
 
     Reduces over space first and over the few channels of a group second: both are contiguous, which a reduction over
@@ -112,7 +117,7 @@ def group_statistics(x: Image, groups: int) -> tuple[Float[Array, "n c"], Float[
 
     mean = group_mean(x.mean(axis=(1, 2)))
     var = group_mean(((x - mean[:, None, None]) ** 2).mean(axis=(1, 2)))
-    return mean, jax.lax.rsqrt(var + NORM_EPSILON)
+    return mean, jax.lax.rsqrt(var + epsilon)
 
 
 @jax.checkpoint  # recomputed in the backward pass: as fast, and about half the activation memory

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Cond, Float, Image, Key
-from fooddiff.model.unet import GroupNorm, ResBlock, attention, conv, linear, timestep_embedding, zero_conv
+from fooddiff.model.unet import (
+    GroupNorm,
+    ResBlock,
+    attention,
+    check_counts,
+    conv,
+    linear,
+    timestep_embedding,
+    zero_conv,
+)
 
 TIME_FEATURES = 128
 MAX_PERIOD = 1000.0  # of the sinusoids, in units of log SNR and radians
@@ -87,12 +96,10 @@ class UViT(nnx.Module):
         Raises:
             ValueError: sizes that cannot be divided as said, or a count below 1.
         """
-        counts = dict(
+        check_counts(
             patch_size=patch_size, conv_channels=conv_channels, num_res_blocks=num_res_blocks, width=width, depth=depth,
             num_heads=num_heads, embed_dim=embed_dim, mlp_ratio=mlp_ratio, num_classes=num_classes,
         )  # fmt: skip
-        if bad := [f"{name} is {count}, expected at least 1" for name, count in counts.items() if (count or 1) < 1]:
-            raise ValueError(bad[0])
         if image_size % (2 * patch_size):
             raise ValueError(f"image_size {image_size} is not a multiple of twice the patch_size {patch_size}")
         if width % num_heads:
