@@ -89,3 +89,11 @@ def check_positive(name: str, value: int) -> None:
     check_type(name, value, int)
     if value < 1:
         raise ConfigError(f"config.{name} is {value}, expected at least 1")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections to dotted names."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

@@ -14,8 +14,6 @@ import os
 import secrets
 import shutil
 import socket
-from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from fooddiff.data.ahead import ahead
 from fooddiff.data.preprocess import RECIPE, to_pixels
 from fooddiff.data.sources.source import SPLITS, Source, Split
 from fooddiff.files.hashes import sha256_of_json
@@ -168,7 +167,7 @@ def _decode(path: Path, examples: Split, image_size: int, *, description: str) -
         results = (
             (row, pool.submit(lambda decode=decode: to_pixels(decode(), image_size))) for row, decode in examples.read()
         )
-        for row, result in _ahead(results, 4 * workers):
+        for row, result in ahead(results, 4 * workers):
             try:
                 pixels = result.result()
             except (ValueError, OSError) as error:
@@ -182,16 +181,6 @@ def _decode(path: Path, examples: Split, image_size: int, *, description: str) -
         _sync(file)
     assert written == shape[0], f"the source gave {written} of {shape[0]} images"
     return dict(sorted(unreadable.items()))
-
-
-def _ahead(items: Iterator, count: int) -> Iterator:
-    """Yields the same items in the same order, and takes each about `count` items before it is asked for."""
-    taken = deque()
-    for item in items:
-        taken.append(item)
-        if len(taken) == count:
-            yield taken.popleft()
-    yield from taken
 
 
 def _keep(path: Path, rows: np.ndarray) -> None:

@@ -1,7 +1,6 @@
 """Batches on the devices before the step asks for them. Owns the thread that prefetches, not the order."""
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from fooddiff.arrays import Batch
+from fooddiff.data.ahead import ahead
 from fooddiff.data.cache import Dataset
 from fooddiff.data.order import batch_order
 
@@ -77,17 +77,14 @@ def device_batches(
             )
         return jax.block_until_ready(batch)
 
-    return _ahead(make, start_step, prefetch)
+    return _prefetched(make, start_step, prefetch)
 
 
-def _ahead(make: Callable[[int], Batch], start_step: int, prefetch: int) -> Iterator[Batch]:
+def _prefetched(make: Callable[[int], Batch], start_step: int, prefetch: int) -> Iterator[Batch]:
     """Yields make(start_step), make(start_step + 1), ..., computed `prefetch` calls ahead in one thread."""
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
     try:
-        pending = deque(pool.submit(make, start_step + k) for k in range(prefetch))
-        for step in itertools.count(start_step + prefetch):
-            batch = pending.popleft().result()
-            pending.append(pool.submit(make, step))
-            yield batch
+        for batch in ahead((pool.submit(make, step) for step in itertools.count(start_step)), prefetch):
+            yield batch.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

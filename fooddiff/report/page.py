@@ -17,9 +17,10 @@ from PIL import Image
 from fooddiff.files.atomic import atomic_path
 from fooddiff.report import figures
 from fooddiff.report.figures import SCALES, Drawing
-from fooddiff.report.runs import Conditions, Distance, Floor, ReportError, Run, flatten
+from fooddiff.report.runs import Conditions, Distance, Floor, ReportError, Run
 from fooddiff.report.svg import inline
 from fooddiff.sample.grid import read_grid
+from fooddiff.settings import flatten
 
 JPEG_QUALITY = 92
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from fooddiff.runs.record import read_scalars
 from fooddiff.sample.spec import SamplerSpec
+from fooddiff.settings import flatten
 
 GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+)\.png")  # what a training writes; other pictures are the user's
 
@@ -190,14 +191,6 @@ def read_floors(path: Path) -> list[Floor]:
     if made_by:
         raise ReportError(f"{path} is about images that a model made: expected real images against the reference")
     return floors
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections to dotted names."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _read_json(path: Path) -> dict[str, Any]:

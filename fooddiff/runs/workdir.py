@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.lock import locked
 from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.settings import flatten
 
 MAY_CHANGE = (
     # what a restart may change, since it leaves every step's result as it was, but for rounding
@@ -98,19 +99,12 @@ def checkpoint_steps(workdir: Path) -> list[int]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields of two configs that differ and that a restart may not change: {dotted name: (old, new)}."""
-    old, new = _flatten(old), _flatten(new)
+    old, new = flatten(old), flatten(new)
     return {
         name: (old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not any((name + ".").startswith(free + ".") for free in MAY_CHANGE)
     }
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def versions() -> dict[str, str]:
