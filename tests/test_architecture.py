@@ -28,7 +28,14 @@ ORDER = [
 ]
 DIFFUSION_ORDER = ["schedule", "process", "reverse", "losses", "samplers", "likelihood", "timesteps"]
 ROOMS = {
-    "flax": {"model/unet.py", "model/classifier.py", "model/autoencoder.py", "model/taesd.py", "model/network.py"},
+    "flax": {
+        "model/unet.py",
+        "model/classifier.py",
+        "model/autoencoder.py",
+        "model/taesd.py",
+        "model/discriminator.py",
+        "model/network.py",
+    },
     "orbax": {"train/checkpoint.py"},
     "tensorflow_datasets": {"data/sources/food101_tfds.py"},
     "matplotlib": {"report/figures.py", "report/svg.py"},
