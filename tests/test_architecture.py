@@ -40,6 +40,7 @@ ROOMS = {
         "model/classifier.py",
         "model/autoencoder.py",
         "model/taesd.py",
+        "model/discriminator.py",
         "model/network.py",
     },
     "orbax": {"train/checkpoint.py"},
