@@ -7,9 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from fooddiff import build
-from fooddiff.commands import workdir as workdirs
-from fooddiff.commands.workdir import TrainedModel
+from fooddiff import build, parallel
+from fooddiff.runs.load import TrainedModel, class_ids, load_trained
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
 
@@ -75,7 +74,7 @@ class Model:
         spec = build.sampler_spec(self.trained.config.sample, **changes)
         if spec not in self._compiled:
             self._compiled[spec] = build.make_sampler(self.trained.model, self.mesh, spec)
-        ids = sample_ids(workdirs.class_ids(self.class_names, tuple(classes) or self.class_names), per_class)
+        ids = sample_ids(class_ids(self.class_names, tuple(classes) or self.class_names), per_class)
         batch_size = min(batch_size, len(ids))
         batch_size += -batch_size % self.mesh.size
         return np.concatenate(list(self._draw(spec, ids, seed, batch_size)))
@@ -101,8 +100,8 @@ def load(path: str | Path | None = None, *, step: int | None = None, weights: st
         ValueError: the file is damaged or of another program, or there are no such weights.
     """
     path = shipped_weights() if path is None else Path(path)
-    mesh = build.make_mesh()
-    return Model(workdirs.load_trained(path, step=step, weights=weights, mesh=mesh), mesh)
+    mesh = parallel.make_mesh()
+    return Model(load_trained(path, step=step, weights=weights, mesh=mesh), mesh)
 
 
 def shipped_weights() -> Path:

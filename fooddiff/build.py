@@ -1,22 +1,17 @@
-"""Composition root: config sections to objects. The only module that sees a ConfigDict or a string from one.
-
-A config section is the keyword arguments of one constructor, so a misspelt field is an error that lists the right ones.
-"""
+"""Composition root: config sections to objects. The only module that sees a ConfigDict or a string from one."""
 
 import inspect
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
-from types import UnionType
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fooddiff import codec
+from fooddiff import codec, parallel
 from fooddiff.arrays import Batch, Key, Params
 from fooddiff.codec import Codec
 from fooddiff.data import sources
@@ -32,9 +27,9 @@ from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
 from fooddiff.sample.generate import Draw, make_draw
 from fooddiff.sample.spec import SamplerSpec
+from fooddiff.settings import ConfigError, check_fields, check_positive, check_type, choose, construct
 from fooddiff.train import optimizer
 from fooddiff.train.averages import make_averages
-from fooddiff.train.checkpoint import with_sharding
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
 from fooddiff.train.task import Task
@@ -96,10 +91,6 @@ SOURCES = {
 IMAGE_CHANNELS = 3
 
 
-class ConfigError(ValueError):
-    """A config value that cannot be; the message names it and what is allowed."""
-
-
 class DiffusionModel(NamedTuple):
     """A network together with what its output means and the levels at which it is used."""
 
@@ -110,76 +101,6 @@ class DiffusionModel(NamedTuple):
     steps: Callable[[SamplerSpec], Transition]  # the steps of a sampling run
     num_classes: int | None
     null_label: int | None  # the label that means none, if the network knows one
-
-
-def choose(section: str, value: str, table: Mapping[str, Any]) -> Any:
-    """Looks up a config string.
-
-    Raises:
-        ConfigError: the value is not in the table; lists those that are.
-    """
-    if not isinstance(value, str) or value not in table:
-        raise ConfigError(f"config.{section} is {value!r}, expected one of {', '.join(table)}")
-    return table[value]
-
-
-def check_fields(function: Callable, section: str, values: Mapping[str, Any], *, given: Collection[str] = ()) -> None:
-    """Checks that a config section fills the keyword-only parameters of a function, with values of their types.
-
-    Args:
-        function: what the section's fields are the arguments of.
-        section: its name, for messages.
-        values: the section.
-        given: parameters that do not come from the config.
-
-    Raises:
-        ConfigError: an unknown or missing field, or a value of another type; names what is right.
-    """
-    parameters = inspect.signature(function).parameters.items()
-    fields = {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in given}
-    if unknown := sorted(set(values) - set(fields)):
-        raise ConfigError(
-            f"config.{section} has no field {', '.join(unknown)}; its fields are {', '.join(fields) or 'none'}"
-        )
-    if missing := [name for name, p in fields.items() if p.default is p.empty and name not in values]:
-        raise ConfigError(f"config.{section} lacks {', '.join(missing)}")
-    for name, value in values.items():
-        check_type(f"{section}.{name}", value, fields[name].annotation)
-
-
-def check_type(name: str, value: Any, expected: type | UnionType) -> None:
-    """Raises ConfigError unless a config value has a type such as `int`, `float | None` or `tuple[int, ...]`."""
-    if not _has_type(value, expected):
-        raise ConfigError(f"config.{name} is {value!r}, expected {inspect.formatannotation(expected)}")
-
-
-def _has_type(value: Any, expected: type | UnionType) -> bool:
-    """Floats are finite, integers are floats, too, and JSON has made lists of tuples."""
-    if isinstance(expected, UnionType):
-        return any(_has_type(value, one) for one in get_args(expected))
-    if get_origin(expected) is tuple:
-        return isinstance(value, tuple | list) and all(_has_type(item, get_args(expected)[0]) for item in value)
-    if expected is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return type(value) is expected
-
-
-def construct(
-    function: Callable, section: str, values: Mapping[str, Any], *, given: Mapping[str, Any] | None = None
-) -> Any:
-    """Calls a constructor with a config section as keyword arguments, besides what is `given`.
-
-    Raises:
-        ConfigError: an unknown or missing field, or a value that the constructor refuses.
-    """
-    given = given or {}
-    check_fields(function, section, values, given=given)
-    try:
-        return function(**values, **given)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"config.{section}: {error}") from error
 
 
 def make_diffusion_model(config) -> DiffusionModel:
@@ -405,60 +326,26 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
             f"{train.accumulate} microbatches: expected a multiple of {share}"
         )
     model = make_diffusion_model(config)
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    task, optimizer = gathering(make_training_task(config, model), replicated), make_optimizer(config)
+    replicated, optimizer = parallel.replicated(mesh), make_optimizer(config)
+    task = make_training_task(config, model)
+    task = task._replace(loss=parallel.gathering(task.loss, replicated))
     averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=_power_lengths(ema))
 
     def init(key: Key) -> TrainState:
         return init_state(key, task, optimizer, averages)
 
     abstract_state = jax.eval_shape(init, jax.random.key(0))
-    state_sharding = shard(abstract_state, mesh, choose("train.shard", train.shard, SHARDED))
+    state_sharding = parallel.shard(abstract_state, mesh, choose("train.shard", train.shard, SHARDED))
     return Training(
         model,
         init,
         make_train_step(task, optimizer, averages, accumulate=train.accumulate),
         make_diagnosis(task, accumulate=train.accumulate),
-        jax.tree.map(with_sharding, abstract_state, state_sharding),
+        jax.tree.map(parallel.with_sharding, abstract_state, state_sharding),
         state_sharding,
         replicated,
-        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")),
+        parallel.over_data(mesh),
     )
-
-
-def gathering(task: Task, replicated: jax.sharding.NamedSharding) -> Task:
-    """A task that brings divided parameters together before it uses them.
-
-    Their gradient is whole, too. Left to itself, XLA divides the convolutions as it finds parameters or moments
-    divided: in loops, and with more memory instead of less.
-    """
-
-    def loss(params, examples, key):
-        return task.loss(jax.lax.with_sharding_constraint(params, replicated), examples, key)
-
-    return task._replace(loss=loss)
-
-
-def shard(abstract: TrainState, mesh: jax.sharding.Mesh, parts: Sequence[str]) -> TrainState:
-    """Says where each leaf of a state lies.
-
-    Args:
-        abstract: shapes.
-        mesh: devices, with an axis "data".
-        parts: fields of the state that are divided among the devices, each leaf along the longest of its axes that can
-            be divided evenly (ZeRO, Rajbhandari et al. 2020). The rest, and a leaf without such an axis, is replicated.
-
-    Returns:
-        A sharding for every leaf.
-    """
-
-    def divided(leaf) -> jax.sharding.NamedSharding:
-        longest = max((size for size in leaf.shape if size % mesh.size == 0), default=None)
-        axes = () if longest is None else (None,) * leaf.shape.index(longest) + ("data",)
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-
-    replicated = jax.tree.map(lambda _: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()), abstract)
-    return replace(replicated, **{part: jax.tree.map(divided, getattr(abstract, part)) for part in parts})
 
 
 def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Batch, Key]:
@@ -466,8 +353,8 @@ def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Bat
     n = config.train.batch_size
     size = config.data.image_size
     pixels = jax.ShapeDtypeStruct((n, size, size, IMAGE_CHANNELS), jnp.uint8)
-    batch = with_sharding(Batch(pixels, {"y": jax.ShapeDtypeStruct((n,), jnp.int32)}), training.over_data)
-    key = with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
+    batch = parallel.with_sharding(Batch(pixels, {"y": jax.ShapeDtypeStruct((n,), jnp.int32)}), training.over_data)
+    key = parallel.with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
     return training.abstract_state, batch, key
 
 
@@ -586,11 +473,6 @@ def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser], 
     return guided
 
 
-def make_mesh() -> jax.sharding.Mesh:
-    """All devices in a row, with the axis "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-
 def _power_lengths(ema) -> tuple[float, ...]:
     lengths = ema.get("power_lengths", ())
     check_type("ema.power_lengths", lengths, tuple[float, ...])
@@ -605,10 +487,3 @@ def check_ema_rates(rates: Any) -> None:
     for rate in rates:
         if not 0 <= rate < 1:
             raise ConfigError(f"config.ema.rates has {rate}, expected numbers in [0, 1)")
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raises ConfigError unless a config number is an integer of at least 1."""
-    check_type(name, value, int)
-    if value < 1:
-        raise ConfigError(f"config.{name} is {value}, expected at least 1")

@@ -14,6 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fooddiff import parallel
+
 HEARTBEAT_SECONDS = 60  # how long a process may be silent before the others give it up
 LAG = 2  # steps between a vote and its count, so that no process waits for its devices
 
@@ -101,7 +103,7 @@ class Vote:
             devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
             mesh = Mesh(np.array(devices).reshape(jax.process_count(), -1), ("process", "device"))
             self._one_each = NamedSharding(mesh, PartitionSpec("process"))
-            self._largest = jax.jit(lambda votes: votes.max(), out_shardings=NamedSharding(mesh, PartitionSpec()))
+            self._largest = jax.jit(lambda votes: votes.max(), out_shardings=parallel.replicated(mesh))
 
     def __call__(self, number: int, *, wait: bool) -> int:
         """Casts a number, 0 or more.

@@ -28,8 +28,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from fooddiff.commands.workdir import read_config, to_json
-from fooddiff.convert.torch_zip import write_state_dict
 from fooddiff.data import sources
 from fooddiff.data.cache import load_dataset
 from fooddiff.data.preprocess import to_pixels
@@ -37,12 +35,14 @@ from fooddiff.data.sources.source import read_class_names, read_image
 from fooddiff.eval.images import open_images
 from fooddiff.eval.stats import Stats, read_stats, write_stats
 from fooddiff.eval.weights import load_inception
-from fooddiff.model.torch_file import load_state_dict
+from fooddiff.files.torch_file import load_state_dict
+from fooddiff.files.torch_zip import write_state_dict
+from fooddiff.runs.record import read_scalars
 from fooddiff.runs.weights_file import read_weights
-from fooddiff.train.record import read_scalars
+from fooddiff.runs.workdir import read_config, to_json
 from tests import tiny
 from tests.random_stem import random_stem
-from tests.test_model_torch_file import dump, legacy_bytes, of
+from tests.test_files_torch_file import dump, legacy_bytes, of
 from tests.tiny_food101 import jpeg, tiny_food101, write_tar
 
 REFUSALS = (ValueError, OSError)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from fooddiff import build
-from fooddiff.convert.torch_zip import write_state_dict
+from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.network import abstract_params
 from fooddiff.model.openai import to_openai
 

@@ -6,12 +6,13 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from fooddiff import build
+from fooddiff import build, parallel
+from fooddiff.settings import ConfigError
 from tests import tiny
 
 
 def build_all(config):
-    build.make_training(config, build.make_mesh())
+    build.make_training(config, parallel.make_mesh())
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def build_all(config):
     ],
 )
 def test_bad_values_are_named(tmp_path, field, value, message):
-    with pytest.raises(build.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         build_all(tiny.config(tmp_path, **{field: value}))
 
 
@@ -57,14 +58,12 @@ def test_unknown_and_missing_fields_are_named(tmp_path):
     config = tiny.config(tmp_path)
     with config.unlocked():
         config.model.num_blocks = 2
-    with pytest.raises(
-        build.ConfigError, match=r"config.model has no field num_blocks; its fields are .*num_res_blocks"
-    ):
+    with pytest.raises(ConfigError, match=r"config.model has no field num_blocks; its fields are .*num_res_blocks"):
         build_all(config)
     config = tiny.config(tmp_path)
     with config.unlocked():
         del config.optimizer.lr
-    with pytest.raises(build.ConfigError, match=r"config.optimizer lacks lr"):
+    with pytest.raises(ConfigError, match=r"config.optimizer lacks lr"):
         build_all(config)
 
 
@@ -83,11 +82,11 @@ def test_bad_data_settings_are_named(tmp_path, overrides, message):
 
 
 def test_the_mesh_holds_every_device():
-    assert build.make_mesh().size == jax.device_count() == 2
+    assert parallel.make_mesh().size == jax.device_count() == 2
 
 
 def test_state_is_divided_along_the_longest_axis_that_can_be():
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     training = build.make_training(tiny.config(Path("unused"), train__shard="averages"), mesh)
     divided = training.state_sharding.ema["0.995"]
     assert divided["down.1.layers.0.conv_in.kernel"].spec == PartitionSpec(None, None, "data")  # 3, 3, 32, 32

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fooddiff import build
-from fooddiff.commands import dry_run, sample, train, workdir
-from fooddiff.commands.workdir import WorkdirError
-from fooddiff.train.checkpoint import Checkpoints
-from fooddiff.train.record import read_scalars
+from fooddiff import build, parallel
+from fooddiff.commands import dry_run, sample, train
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.load import load_trained
+from fooddiff.runs.record import read_scalars
+from fooddiff.runs.workdir import WorkdirError
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +44,7 @@ def restored(run, config):
     """The whole training state of the newest checkpoint."""
     with Checkpoints(run, read_only=True) as checkpoints:
         return checkpoints.restore(
-            checkpoints.steps()[-1], build.make_training(config, build.make_mesh()).abstract_state
+            checkpoints.steps()[-1], build.make_training(config, parallel.make_mesh()).abstract_state
         )
 
 
@@ -162,8 +163,8 @@ def test_dry_run_reports_and_touches_nothing(workspace, tmp_path, capsys):
     config = tiny.config(tmp_path)
     dry_run.run(config)
     printed = capsys.readouterr().out
-    parameters = sum(leaf.size for leaf in workdir.load_trained(
-        workspace / "run", step=4, weights="raw", mesh=build.make_mesh()).params.values())  # fmt: skip
+    parameters = sum(leaf.size for leaf in load_trained(
+        workspace / "run", step=4, weights="raw", mesh=parallel.make_mesh()).params.values())  # fmt: skip
     assert f"{parameters:,}" in printed
     assert "FLOPs per step" in printed
     assert list(tmp_path.iterdir()) == []

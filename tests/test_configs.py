@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.arrays import Batch
 from fooddiff.model.network import abstract_params
 
@@ -18,7 +18,7 @@ NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").
 @pytest.mark.parametrize("name", NAMES)
 def test_init_step_and_sample_fit_together(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     training = build.make_training(config, mesh)
     model, state = training.model, training.abstract_state
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fooddiff import build
-from fooddiff.commands import sample, train, workdir
-from fooddiff.commands.fine_tune import starting_weights
+from fooddiff import build, parallel
+from fooddiff.commands import sample, train
+from fooddiff.commands.convert import main
+from fooddiff.commands.flags import load_config
 from fooddiff.convert import importing
-from fooddiff.convert.__main__ import load_config, main
-from fooddiff.convert.torch_zip import write_state_dict
+from fooddiff.files.torch_file import load_state_dict
+from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.network import abstract_params
 from fooddiff.model.openai import to_openai
-from fooddiff.model.torch_file import load_state_dict
-from fooddiff.train.checkpoint import Checkpoints
+from fooddiff.runs import workdir
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.fine_tune import starting_weights
+from fooddiff.runs.load import load_trained
 from tests import tiny
 from tests.golden_cases import checkpoint_files, unet_cases, weights
 from tests.openai_files import random_params, write_random_pt
@@ -34,7 +37,7 @@ OTHER_CLASSES = tuple("abcde")
 
 
 def load(run, weights="ema"):
-    return workdir.load_trained(run, step=None, weights=weights, mesh=build.make_mesh())
+    return load_trained(run, step=None, weights=weights, mesh=parallel.make_mesh())
 
 
 def assert_equal_params(found, expected):
@@ -342,7 +345,7 @@ def other_classes(workspace):
 
 def state_of(run, config, step):
     with Checkpoints(run, read_only=True) as checkpoints:
-        return checkpoints.restore(step, build.make_training(config, build.make_mesh()).abstract_state)
+        return checkpoints.restore(step, build.make_training(config, parallel.make_mesh()).abstract_state)
 
 
 def test_parameters_and_every_average_are_the_imported_weights(workspace, imported):
@@ -355,7 +358,7 @@ def test_parameters_and_every_average_are_the_imported_weights(workspace, import
 
 def test_the_first_state_shares_no_buffer(workspace, imported):
     _, params = imported
-    training = build.make_training(tiny.config(workspace), build.make_mesh())
+    training = build.make_training(tiny.config(workspace), parallel.make_mesh())
     start = jax.device_put(params, training.replicated)
     state = build.first_state(training, jax.random.key(0), start)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fooddiff.commands import train
-from fooddiff.train.record import read_scalars
+from fooddiff.runs.record import read_scalars
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent

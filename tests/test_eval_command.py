@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from fooddiff.commands.eval import main
 from fooddiff.data import sources
 from fooddiff.data.cache import load_dataset
 from fooddiff.eval import extract as extract_module
 from fooddiff.eval import inception
-from fooddiff.eval.__main__ import main
 from tests.random_stem import random_stem
 
 STEM = Path("random stem.npz")

@@ -12,7 +12,7 @@ import safetensors.numpy
 from fooddiff.eval import weights
 from fooddiff.eval.weights import InceptionWeights, load_inception, metric_name
 from tests.random_stem import random_stem
-from tests.test_model_torch_file import of, zip_bytes
+from tests.test_files_torch_file import of, zip_bytes
 
 stem = functools.cache(random_stem)
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from fooddiff.commands import evaluate, train
+from fooddiff.commands import scorer, train
+from fooddiff.commands.eval import main
 from fooddiff.eval import generated
-from fooddiff.eval.__main__ import main
-from fooddiff.train.record import read_scalars
+from fooddiff.runs.record import read_scalars
 from tests import tiny
 from tests.random_stem import random_stem
 
@@ -76,8 +76,8 @@ def test_two_checkpoints_are_compared_in_pairs(workspace, capsys):
 
 def test_follow_scores_what_is_not_scored_yet_and_ends_with_the_training(workspace, monkeypatch):
     scored = []
-    inner = evaluate.run
-    monkeypatch.setattr(evaluate, "run", lambda *args, **kw: scored.append(kw["step"]) or inner(*args, **kw))
+    inner = scorer.run
+    monkeypatch.setattr(scorer, "run", lambda *args, **kw: scored.append(kw["step"]) or inner(*args, **kw))
     call(workspace, "follow", "--per_class=2", "--seed=5", "--poll_seconds=0.01")
     assert scored == [2, 4]
     call(workspace, "follow", "--per_class=2", "--seed=5", "--poll_seconds=0.01")

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fooddiff import build
-from fooddiff.commands import evaluate, sample, train
-from fooddiff.commands.workdir import WorkdirError, claimed, to_json
-from fooddiff.eval.__main__ import main as evaluate_main
-from fooddiff.train.checkpoint import Checkpoints, DamagedError
+from fooddiff import build, parallel
+from fooddiff.commands import sample, scorer, train
+from fooddiff.commands.eval import main as evaluate_main
+from fooddiff.runs.checkpoint import Checkpoints, DamagedError
+from fooddiff.runs.record import read_scalars
+from fooddiff.runs.workdir import WorkdirError, claimed, to_json
 from fooddiff.train.loop import NonFiniteError
-from fooddiff.train.record import read_scalars
 from tests import tiny
 from tests.random_stem import random_stem
 
@@ -94,7 +94,7 @@ DAMAGES = [
 
 
 def whole_state(run, workspace):
-    training = build.make_training(tiny.config(workspace), build.make_mesh())
+    training = build.make_training(tiny.config(workspace), parallel.make_mesh())
     with Checkpoints(run, read_only=True) as checkpoints:
         return checkpoints.restore(4, training.abstract_state)
 
@@ -109,7 +109,7 @@ def test_a_run_goes_on_with_another_number_of_devices_at_another_path(
         mesh = jax.make_mesh(
             (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count]
         )
-        monkeypatch.setattr(build, "make_mesh", lambda: mesh)
+        monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
 
     with_devices(before)
     train.run(tiny.config(workspace, train__steps=2), tmp_path / "here")
@@ -166,7 +166,7 @@ def draw(run):
 def test_a_checkpoint_of_another_run_is_refused(workspace, run):
     """Even if its weights do not fit, it is no damaged one of ours to be passed over."""
     config = tiny.config(workspace, model__channel_mult=(2,))
-    like = build.make_training(config, build.make_mesh()).abstract_state
+    like = build.make_training(config, parallel.make_mesh()).abstract_state
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     with Checkpoints(run) as checkpoints:
         checkpoints.save(
@@ -184,7 +184,7 @@ def test_leftovers_of_a_killed_save_are_cleaned_and_never_read(workspace, run):
 
 
 def test_a_checkpoint_that_is_not_finite_is_not_resumed(workspace, run):
-    training = build.make_training(tiny.config(workspace), build.make_mesh())
+    training = build.make_training(tiny.config(workspace), parallel.make_mesh())
     with Checkpoints(run) as checkpoints:
         state, meta = checkpoints.restore(4, training.abstract_state), checkpoints.meta(4)
         state.params["conv_out.bias"] = state.params["conv_out.bias"].at[0].set(np.nan)
@@ -205,7 +205,7 @@ def test_two_trainings_in_one_workdir_are_refused(workspace, run):
     with claimed(run, tiny.config(workspace)):
         program = (
             "import sys; from pathlib import Path\n"
-            "from fooddiff.commands.workdir import claimed; from tests import tiny\n"
+            "from fooddiff.runs.workdir import claimed; from tests import tiny\n"
             "with claimed(Path(sys.argv[1]), tiny.config(Path(sys.argv[2]))): pass"
         )
         other = subprocess.run(
@@ -235,14 +235,14 @@ def follow(run, folder):
 
 
 def test_following_goes_on_when_the_training_deletes_a_checkpoint(run, tmp_path, capsys, monkeypatch):
-    load = evaluate.workdirs.load_trained
+    load = scorer.load_trained
 
     def load_too_late(workdir, *, step, **how):
         if step == 2:
             shutil.rmtree(workdir / "checkpoints" / "2")
         return load(workdir, step=step, **how)
 
-    monkeypatch.setattr(evaluate.workdirs, "load_trained", load_too_late)
+    monkeypatch.setattr(scorer, "load_trained", load_too_late)
     follow(run, tmp_path)
     assert "the training deleted the checkpoint of step 2 before it was scored" in capsys.readouterr().err
     assert [path.name[:12] for path in (run / "eval").iterdir()] == ["step_0000004"]
@@ -268,7 +268,7 @@ def test_gradients_that_stay_non_finite_are_named_and_never_saved(workspace, tmp
     config = tiny.config(workspace, objective__vb_weight=1e39, train__steps=40, train__max_skipped=3)
     with pytest.raises(NonFiniteError, match=r"not finite.*; the first bad tensor is the loss of example 0, one of"):
         train.run(config, tmp_path / "run")
-    training = build.make_training(config, build.make_mesh())
+    training = build.make_training(config, parallel.make_mesh())
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         for step in checkpoints.steps():
             checkpoints.restore(step, training.abstract_state)  # refuses what is not finite
@@ -289,7 +289,7 @@ def test_a_save_that_fails_ends_the_run_and_spares_the_checkpoints_before(worksp
     )
     assert failed.returncode == 1
     assert "SaveError: a checkpoint could not be written" in failed.stderr
-    training = build.make_training(tiny.config(workspace), build.make_mesh())
+    training = build.make_training(tiny.config(workspace), parallel.make_mesh())
     with Checkpoints(run, read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 4]
         checkpoints.restore(4, training.abstract_state)
@@ -315,7 +315,7 @@ def test_a_disk_that_fills(workspace, small_disk):
     endless = tiny.config(workspace, train__steps=100, train__keep_checkpoints=100)
     with pytest.raises(OSError, match=r"could not be written|No space left"):
         train.run(endless, small_disk / "run")
-    training = build.make_training(endless, build.make_mesh())
+    training = build.make_training(endless, parallel.make_mesh())
     with Checkpoints(small_disk / "run", read_only=True) as checkpoints:
         newest = checkpoints.steps()[-1]
         checkpoints.restore(newest, training.abstract_state)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fooddiff import xla
+from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.classifier import Classifier
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.openai import from_openai, to_openai
-from fooddiff.model.torch_file import load_state_dict
 from fooddiff.model.unet import UNet, resize_bilinear
 from tests import golden_cases
 from tests.golden_cases import (

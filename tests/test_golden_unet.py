@@ -7,9 +7,9 @@ import pytest
 
 from fooddiff import xla
 from fooddiff.arrays import Cond
+from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.openai import from_openai, to_openai
-from fooddiff.model.torch_file import load_state_dict
 from fooddiff.model.unet import UNet
 from tests import golden_cases
 from tests.golden_cases import (

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from fooddiff.commands import sample, train
+from fooddiff.commands.eval import main
 from fooddiff.commands.signals import Stopped
-from fooddiff.eval.__main__ import main
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.record import read_scalars
 from fooddiff.sample import generate
-from fooddiff.train.checkpoint import Checkpoints
-from fooddiff.train.record import read_scalars
 from tests import tiny
 from tests.random_stem import random_stem
 

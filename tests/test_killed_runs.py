@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from fooddiff import build
-from fooddiff.train.checkpoint import Checkpoints
-from fooddiff.train.record import read_scalars
+from fooddiff import build, parallel
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.record import read_scalars
 from tests import tiny
 from tests.processes import Process, started
 
@@ -63,7 +63,7 @@ def records(run: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_as_an_undisturbed_one(tmp_path, capsys):
-    like = build.make_training(tiny.config(tmp_path), build.make_mesh()).abstract_state
+    like = build.make_training(tiny.config(tmp_path), parallel.make_mesh()).abstract_state
     rng, run, done, leftovers, begun = random.Random(0), tmp_path / "killed", -1, 0, time.perf_counter()
     for life in range(KILLS):
         before = names(run)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fooddiff.convert.torch_zip import write_state_dict
+from fooddiff.files.torch_file import load_state_dict
+from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.autoencoder import Autoencoder
 from fooddiff.model.ldm import NAMINGS, from_state_dict, to_state_dict
 from fooddiff.model.network import abstract_params, make_network
-from fooddiff.model.torch_file import load_state_dict
 from tests.golden_cases import same_arrays
 
 SETTINGS = dict(

@@ -7,15 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.codec import to_signed
-from fooddiff.commands import likelihood, workdir
+from fooddiff.commands import likelihood
+from fooddiff.commands.eval import main
 from fooddiff.convert import importing
 from fooddiff.diffusion.denoiser import clipped
 from fooddiff.diffusion.discrete import transitions
 from fooddiff.diffusion.likelihood import bits_per_dim
-from fooddiff.eval.__main__ import main
 from fooddiff.keys import sample_noise, stream
+from fooddiff.runs.load import load_trained
 from tests import tiny
 from tests.openai_files import write_random_pt
 
@@ -56,8 +57,8 @@ def test_the_record_says_everything_that_the_number_depends_on(run, record):
     assert (record["step"], record["weights"], record["seed"], record["clip"]) == (0, "ema_0.995", 0, True)
     assert record["data"] == {
         "source": "digits", "split": "test",
-        "sha256": build.make_dataset(workdir.load_trained(
-            run, step=None, weights="raw", mesh=build.make_mesh()).config, "test").manifest["sha256"],
+        "sha256": build.make_dataset(load_trained(
+            run, step=None, weights="raw", mesh=parallel.make_mesh()).config, "test").manifest["sha256"],
     }  # fmt: skip
     assert record["config"]["diffusion"]["timesteps"] == TIMESTEPS
     assert record["origin"]["file"] == "tiny.pt"
@@ -71,7 +72,7 @@ def test_the_number_is_the_sum_of_its_terms(record):
 
 
 def test_terms_are_those_of_each_image_with_its_own_label_and_noise(run, record, workspace):
-    trained = workdir.load_trained(run, step=None, weights="ema", mesh=build.make_mesh())
+    trained = load_trained(run, step=None, weights="ema", mesh=parallel.make_mesh())
     model, key = trained.model, jax.random.key(0)
     dataset = build.make_dataset(trained.config, "test")
     rows = likelihood.balanced_rows(dataset.labels, 20)

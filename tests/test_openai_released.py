@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from fooddiff.arrays import Params
+from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.classifier import Classifier
 from fooddiff.model.network import abstract_params, make_network
 from fooddiff.model.openai import from_openai, to_openai
-from fooddiff.model.torch_file import load_state_dict
 from fooddiff.model.unet import UNet
 from tests.golden_cases import classifier_arguments, same_arrays, unet_arguments
-from tests.test_model_torch_file import Storage, tensor, zip_bytes
+from tests.test_files_torch_file import Storage, tensor, zip_bytes
 
 RELEASED = json.loads((Path(__file__).parent / "golden" / "openai_released_shapes.json").read_text())
 PUBLISHED_MILLIONS = {

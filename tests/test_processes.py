@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fooddiff import build, processes
+from fooddiff import parallel, processes
 from fooddiff.commands import train
-from fooddiff.commands.workdir import load_trained
-from fooddiff.train.checkpoint import Checkpoints
-from fooddiff.train.record import read_scalars
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.load import load_trained
+from fooddiff.runs.record import read_scalars
 from tests import tiny
 from tests.processes import started, started_together
 
@@ -119,7 +119,8 @@ def test_two_processes_train_what_one_does(workspace, together):
         for name in a.keys() - {"perf/images_per_second", "perf/input_wait"}:
             assert a[name] == pytest.approx(b[name], rel=2e-3), name
     ours, theirs = (
-        load_trained(run, step=4, weights="ema", mesh=build.make_mesh()).params for run in (workspace / "one", together)
+        load_trained(run, step=4, weights="ema", mesh=parallel.make_mesh()).params
+        for run in (workspace / "one", together)
     )
     # Adam's first steps move every weight by lr whatever its gradient, whose sign is rounding where it is about zero
     differences = np.concatenate([np.abs(np.asarray(ours[name]) - np.asarray(theirs[name])).ravel() for name in ours])

@@ -9,13 +9,14 @@ import pytest
 from ml_collections import ConfigDict
 
 import fooddiff
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.arrays import Batch
-from fooddiff.convert.__main__ import main as convert
+from fooddiff.commands.convert import main as convert
+from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.weights_file import read_weights, write_weights
 from fooddiff.sample.generate import draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.train.checkpoint import Checkpoints
+from fooddiff.settings import ConfigError
 from fooddiff.xla import jit
 from tests import tiny
 
@@ -46,7 +47,7 @@ def batch(n=4):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """(training, state) after four steps: until then, layers that start at zero let nothing through."""
-    training = build.make_training(continuous(tmp_path_factory.mktemp("continuous")), build.make_mesh())
+    training = build.make_training(continuous(tmp_path_factory.mktemp("continuous")), parallel.make_mesh())
     key = jax.device_put(jax.random.key(0), training.replicated)
     state, step = build.first_state(training, key, {}), jit(training.step, out_shardings=training.state_sharding)
     for _ in range(4):
@@ -56,7 +57,7 @@ def trained(tmp_path_factory):
 
 def draw(trained, spec, params=None):
     training, state = trained
-    compiled = build.make_sampler(training.model, build.make_mesh(), spec)
+    compiled = build.make_sampler(training.model, parallel.make_mesh(), spec)
     params = state.params if params is None else params
     return np.concatenate(list(draw_batches(compiled, params, jax.random.key(0), sample_ids([3, 1], 2), 4)))
 
@@ -122,7 +123,7 @@ def test_guidance_moves_samples_where_labels_matter_and_only_there(trained):
     ],
 )
 def test_bad_specs_are_named(trained, changes, message):
-    with pytest.raises(build.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         draw(trained, SamplerSpec(**(dict(steps=3, spacing="log_snr") | changes)))
 
 
@@ -134,8 +135,8 @@ def test_a_scale_of_one_is_no_guidance_whatever_the_config_says_of_it():
 
 def test_guidance_needs_a_null_label(tmp_path):
     model = build.make_diffusion_model(tiny.config(tmp_path))
-    with pytest.raises(build.ConfigError, match="knows no null label"):
-        build.make_sampler(model, build.make_mesh(), SamplerSpec(guidance=2.0))
+    with pytest.raises(ConfigError, match="knows no null label"):
+        build.make_sampler(model, parallel.make_mesh(), SamplerSpec(guidance=2.0))
 
 
 @pytest.mark.parametrize(
@@ -154,8 +155,8 @@ def test_bad_values_in_continuous_time_are_named(tmp_path, field, value, message
     section, name = field.split("__")
     with config.unlocked():
         config[section][name] = ConfigDict(value) if isinstance(value, dict) else value
-    with pytest.raises(build.ConfigError, match=message):
-        build.make_training(config, build.make_mesh())
+    with pytest.raises(ConfigError, match=message):
+        build.make_training(config, parallel.make_mesh())
 
 
 def test_a_spec_has_a_name_that_tells_it_apart():

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fooddiff.commands.report import main
 from fooddiff.report import figures
-from fooddiff.report.__main__ import main
 from fooddiff.report.curves import MAX_POINTS, smooth, thin
 from fooddiff.report.page import make_report, render
 from fooddiff.report.runs import Curve, read_run
@@ -247,5 +247,5 @@ def test_runs_of_equal_names_keep_their_paths(run, tmp_path):
 
 
 def test_the_report_imports_no_jax():
-    script = "import sys, fooddiff.report.__main__; assert not {'jax', 'flax', 'orbax'} & set(sys.modules)"
+    script = "import sys, fooddiff.commands.report; assert not {'jax', 'flax', 'orbax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parent.parent)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fooddiff.commands import train
-from fooddiff.report.__main__ import main
+from fooddiff.commands.report import main
 from tests import tiny
 from tests.random_stem import random_stem
 

@@ -6,6 +6,7 @@ import pytest
 from fooddiff import build
 from fooddiff.sample.generate import draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
+from fooddiff.settings import ConfigError
 from tests import tiny
 
 
@@ -87,7 +88,7 @@ def test_fewer_steps_and_ddim(model, params):
     ],
 )
 def test_bad_settings_are_named(model, params, settings, message):
-    with pytest.raises(build.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         draw(model, params, sample_ids([0], 1), **settings)
 
 

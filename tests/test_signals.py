@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from fooddiff.commands.signals import graceful_stop
-from fooddiff.train.checkpoint import Checkpoints
-from fooddiff.train.record import read_scalars
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.record import read_scalars
 from tests.processes import started
 
 

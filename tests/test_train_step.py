@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.arrays import Batch
 from fooddiff.diffusion.losses import LossTerms
 from fooddiff.train.averages import make_averages, power_exponent
@@ -273,7 +273,7 @@ def test_one_and_two_devices_agree(tmp_path):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_convolutions_have_the_form_of_the_fast_kernels(tmp_path, accumulate):
-    training = build.make_training(tiny.config(tmp_path, train__accumulate=accumulate), build.make_mesh())
+    training = build.make_training(tiny.config(tmp_path, train__accumulate=accumulate), parallel.make_mesh())
     program = jit(training.step).lower(*build.abstract_step_arguments(tiny.config(tmp_path), training)).compile()
     forms = set(re.findall(r" convolution\(.*dim_labels=(\S+?),", program.as_text()))
     assert forms == {"b01f_01io->b01f"}

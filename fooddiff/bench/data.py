@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.bench.measure import Quantity, interleaved, quantity, timed
 from fooddiff.data.cache import Dataset
 from fooddiff.data.feed import device_batches
@@ -25,7 +25,7 @@ def run(config: ConfigDict, *, repetitions: int) -> dict[str, Quantity]:
     Returns:
         The numbers by name.
     """
-    training = build.make_training(config, build.make_mesh())
+    training = build.make_training(config, parallel.make_mesh())
     size, n = config.data.image_size, config.train.batch_size
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"

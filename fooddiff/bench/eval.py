@@ -8,9 +8,9 @@ import numpy as np
 
 from fooddiff.bench.measure import Quantity, interleaved, quantity, ratios, timed
 from fooddiff.bench.reference import Peer, started
-from fooddiff.convert.torch_zip import write_state_dict
 from fooddiff.eval import inception, resize
 from fooddiff.eval.extract import make_extract
+from fooddiff.files.torch_zip import write_state_dict
 
 CASES = (("64", 64), ("2048", 32))  # feature, images per call
 IMAGE_SIZE = 64

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 from ml_collections import ConfigDict
 
-from fooddiff import build, keys
+from fooddiff import build, keys, parallel
 from fooddiff.bench.measure import Quantity, compiled, interleaved, quantity, ratios, timed
 from fooddiff.bench.reference import Peer, started, unet_settings
 from fooddiff.bench.train import of_program
@@ -23,7 +23,7 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     Returns:
         The numbers by name.
     """
-    mesh, sample = build.make_mesh(), config.sample
+    mesh, sample = parallel.make_mesh(), config.sample
     training = build.make_training(config, mesh)
     draw = build.make_sampler(training.model, mesh, build.sampler_spec(sample))
     key = keys.root(0, training.replicated)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fooddiff.bench.measure import Quantity
-from fooddiff.commands.workdir import versions, write_json
+from fooddiff.runs.workdir import versions, write_json
 
 
 def show(title: str, numbers: Mapping[str, Quantity], caption: str) -> None:

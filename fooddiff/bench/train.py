@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from fooddiff import build, keys
+from fooddiff import build, keys, parallel
 from fooddiff.arrays import Batch
 from fooddiff.bench.measure import Program, Quantity, compiled, exactly, interleaved, matmul, quantity, ratios, timed
 from fooddiff.bench.reference import Peer, started, unet_settings
@@ -24,7 +24,7 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     Returns:
         The numbers by name.
     """
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     training = build.make_training(config, mesh)
     key = keys.root(config.seed, training.replicated)
     batch = random_batch(config, training)

@@ -7,14 +7,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.model.network import abstract_params
 from fooddiff.xla import jit
 
 
 def run(config: ConfigDict) -> None:
     """Prints parameters, FLOPs per step, memory per device and the data plan of a config."""
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     training = build.make_training(config, mesh)
     model, n = training.model, config.train.batch_size
     parameters = sum(math.prod(leaf.shape) for leaf in abstract_params(model.network).values())

@@ -9,15 +9,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fooddiff import build, processes
+from fooddiff import build, parallel, processes
 from fooddiff.arrays import Array, Int, Key, Params, Pixels
-from fooddiff.commands import workdir as workdirs
 from fooddiff.data.cache import Dataset
 from fooddiff.diffusion.denoiser import clipped
 from fooddiff.diffusion.discrete import transitions
 from fooddiff.diffusion.likelihood import Likelihood, bits_per_dim
 from fooddiff.eval.results import write_record
 from fooddiff.keys import sample_noise, stream
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.load import load_trained
 from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ def run(
     for name, value in (("--count", count), ("--batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
-    mesh = build.make_mesh()
-    trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    mesh = parallel.make_mesh()
+    trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     if trained.model.process is None:
         raise ValueError("bits per dimension need a discrete process with a modelled variance; this one is continuous")
     config = trained.config
@@ -149,8 +150,8 @@ def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditio
         (params, key, pixels u8[n, h, w, c], ids i32[n, 2]) -> Likelihood in bits/dim; ids are (class, row) and n must
         be a multiple of the number of devices.
     """
-    batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    batch = parallel.over_data(mesh)
+    replicated = parallel.replicated(mesh)
 
     @partial(jit, out_shardings=replicated)  # every process gets every bound
     def bound(params, key, pixels, ids):

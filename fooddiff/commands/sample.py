@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fooddiff import build, processes
+from fooddiff import build, parallel, processes
 from fooddiff.commands import signals
-from fooddiff.commands import workdir as workdirs
 from fooddiff.eval.generated import params_sha256
+from fooddiff.files.atomic import write_atomically
+from fooddiff.runs.load import class_ids, load_trained
 from fooddiff.sample.generate import sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 from fooddiff.sample.resume import resumable_batches
-from fooddiff.train.record import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +65,14 @@ def run(
     for name, value in (("--per_class", per_class), ("--batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
-    mesh = build.make_mesh()
-    trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    mesh = parallel.make_mesh()
+    trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     sampler = build.sampler_spec(trained.config.sample, **spec)
     draw = build.make_sampler(trained.model, mesh, sampler)
     names = tuple(classes) or trained.class_names
-    class_ids = workdirs.class_ids(trained.class_names, names)
-    ids = sample_ids(class_ids, per_class)
+    wanted = class_ids(trained.class_names, names)
+    ids = sample_ids(wanted, per_class)
 
     batch_size = min(batch_size, len(ids))
     batch_size += -batch_size % mesh.size

@@ -7,22 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from absl import app
 from absl import logging as absl_logging
 from rich.console import Console
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 EXPECTED = (ValueError, OSError, ModuleNotFoundError, RuntimeError)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a config file or field that does not exist ends the command with a message and status 1."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except AttributeError as error:  # raised by ml_collections for an unknown field
-        _fail(f"the config has no such field: {error}")
-    except EXPECTED as error:
-        _fail(str(error))
 
 
 @contextmanager

@@ -11,22 +11,28 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fooddiff import build, keys, processes
+from fooddiff import build, keys, parallel, processes
 from fooddiff.arrays import Batch, Key
-from fooddiff.commands import evaluate, signals
-from fooddiff.commands import workdir as workdirs
-from fooddiff.commands.fine_tune import starting_weights
+from fooddiff.commands import scorer, signals
+from fooddiff.data.cache import Dataset
 from fooddiff.data.feed import device_batches
+from fooddiff.files.atomic import write_atomically
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.fine_tune import starting_weights
+from fooddiff.runs.load import class_ids, described, ema_rate, load_trained
+from fooddiff.runs.record import NoRecorder, Recorder
+from fooddiff.sample.colour import colour_spread, is_suspicious
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
-from fooddiff.train.checkpoint import Checkpoints
+from fooddiff.settings import ConfigError, check_positive
 from fooddiff.train.loop import Snapshot, train
-from fooddiff.train.record import NoRecorder, Recorder, write_atomically
 from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
 
+MAX_REAL_IMAGES = 2000  # whose colours samples are compared with
 GRID_SEED = 0  # the grids of all runs start from the same noise, so that they can be compared
 
 
@@ -36,14 +42,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     A new run starts at random, or from the weights that config.init_from names.
 
     Raises:
-        build.ConfigError: a config value that cannot be.
+        ConfigError: a config value that cannot be.
         workdirs.WorkdirError: the workdir belongs to another config or to other data, or config.init_from does not fit.
         FileNotFoundError: config.init_from holds no checkpoint.
         signals.Stopped: SIGTERM or SIGINT ended the run early; its state is saved.
     """
-    mesh = build.make_mesh()
+    mesh = parallel.make_mesh()
     training = build.make_training(config, mesh)
-    draw = _grid_draw(config, training.model, mesh)
+    draw, plain_draw = _grid_draws(config, training.model, mesh)
     processes.on_first(lambda: workdirs.check(workdir, config))
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
@@ -92,7 +98,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         ):
             scores: dict[int, float] = {}
             evaluations = _evaluations(config, draw, dataset.class_names, workdir, recorder, stop_signal, scores)
-            draw_grids = partial(_draw_grids, config, draw, dataset.class_names, workdir, recorder)
+            draw_grids = partial(_draw_grids, config, draw, plain_draw, dataset, workdir, recorder)
             state = train(
                 state,
                 jit(training.step, donate_argnums=0, out_shardings=training.state_sharding),
@@ -122,7 +128,7 @@ def _first_state(
     """The state before the first step of a new run, and where its weights come from (None: they are random)."""
     if config.init_from is None:
         return build.first_state(training, key, {}), None
-    source = workdirs.load_trained(Path(config.init_from), step=None, weights="ema", mesh=mesh)
+    source = load_trained(Path(config.init_from), step=None, weights="ema", mesh=mesh)
     weights, origin = starting_weights(source, config, class_names, training.abstract_state.params)
     return build.first_state(training, key, weights), {"workdir": config.init_from, **origin}
 
@@ -148,7 +154,7 @@ def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: 
 
     Its data must be the same, too; imported weights may be trained on any with their classes.
     """
-    workdirs.described(saved, workdir / "checkpoints")
+    described(saved, workdir / "checkpoints")
     if changed := workdirs.differences(saved["config"], meta["config"]):
         raise workdirs.WorkdirError(f"the checkpoint in {workdir} is of another run: {', '.join(changed)} differ")
     if saved["data_sha256"] is None:
@@ -172,17 +178,18 @@ def _some(names: list[str]) -> str:
     return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def _grid_draw(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Draw:
+def _grid_draws(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[Draw, Draw | None]:
+    """The compiled sampler of config.sample and, if that guides, the same without guidance."""
     sample = config.sample
     for field in ("every_steps", "per_class", "batch_size"):
-        build.check_positive(f"sample.{field}", sample[field])
-    build.check_positive("log.every_steps", config.log.every_steps)
-    build.check_positive("eval.every_steps", config.eval.every_steps)
+        check_positive(f"sample.{field}", sample[field])
+    check_positive("log.every_steps", config.log.every_steps)
+    check_positive("eval.every_steps", config.eval.every_steps)
     if sample.batch_size % mesh.size:
-        raise build.ConfigError(
-            f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices"
-        )
-    return build.make_sampler(model, mesh, build.sampler_spec(sample))
+        raise ConfigError(f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices")
+    spec = build.sampler_spec(sample)
+    plain = None if spec.guidance == 1 else build.sampler_spec(sample, guidance=1.0)
+    return build.make_sampler(model, mesh, spec), plain and build.make_sampler(model, mesh, plain)
 
 
 def _evaluations(
@@ -198,15 +205,15 @@ def _evaluations(
     if config.eval.inception is None:
         log.info("no evaluation during training, since config.eval.inception names no Inception weights")
         return []
-    scoring = evaluate.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, stop_signal))
-    reference = evaluate.reference_of(config)
+    scoring = scorer.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, stop_signal))
+    reference = scorer.reference_of(config)
     spec = build.sampler_spec(config.sample)
 
     def act(step: int, state: TrainState) -> None:
         for weights in config.eval.weights:
-            rate = workdirs.ema_rate(weights, [str(rate) for rate in config.ema.rates])
+            rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
             try:
-                record = evaluate.score(
+                record = scorer.score(
                     scoring,
                     spec,
                     draw,
@@ -219,10 +226,10 @@ def _evaluations(
                 )
             except signals.Stopped:  # the loop asks next, saves and stops; a resumed run goes on with this evaluation
                 return
-            numbers = evaluate.numbers_of(record)
+            numbers = scorer.numbers_of(record)
             scores.setdefault(step, next(iter(numbers.values())))
             recorder.scalars(step, numbers)
-            evaluate.print_record(record)
+            scorer.print_record(record)
 
     return [Snapshot(config.eval.every_steps, act)]
 
@@ -230,24 +237,50 @@ def _evaluations(
 def _draw_grids(
     config: ConfigDict,
     draw: Draw,
-    class_names: tuple[str, ...],
+    plain_draw: Draw | None,
+    dataset: Dataset,
     workdir: Path,
     recorder: Recorder | NoRecorder,
     step: int,
     state: TrainState,
 ) -> None:
-    """Writes samples/step_<step>_<weights>.png for the raw weights and the first average, where it is missing."""
-    names = tuple(config.sample.classes) or class_names[:12]
-    ids = sample_ids(workdirs.class_ids(class_names, names), config.sample.per_class)
+    """Writes samples/step_<step>_<name>.png where it is missing: of the raw weights and of the first average.
+
+    Where config.sample guides, the average draws a second grid without guidance, <weights>_unguided. The spread of the
+    mean colour of every grid is recorded as a multiple of that of training images of its classes.
+    """
+    names = tuple(config.sample.classes) or dataset.class_names[:12]
+    classes = class_ids(dataset.class_names, names)
+    ids = sample_ids(classes, config.sample.per_class)
     key = jax.random.key(GRID_SEED)
-    weights = {"raw": state.params} | {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
-    for name, params in weights.items():
+    averages = {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
+    grids = [(name, draw, params) for name, params in ({"raw": state.params} | averages).items()]
+    if plain_draw is not None:
+        grids += [(f"{name}_unguided", plain_draw, params) for name, params in averages.items()]
+    for name, compiled, params in grids:
         path = workdir / "samples" / f"step_{step:07d}_{name}.png"
         if processes.first_says(path.exists()):
             continue
-        images = np.concatenate(list(draw_batches(draw, params, key, ids, config.sample.batch_size)))
+        images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
         if processes.is_first():
             grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, png_bytes(grid))
             recorder.picture(step, f"samples/{name}", path)
+            _record_colours(recorder, step, name, images, dataset, classes)
+
+
+def _record_colours(
+    recorder: Recorder | NoRecorder, step: int, name: str, images: np.ndarray, dataset: Dataset, classes: list[int]
+) -> None:
+    """Records the spread of the mean colour of samples over that of the data; warns if it is far off."""
+    real = np.flatnonzero(np.isin(dataset.labels, classes))
+    real = real[:: -(-len(real) // MAX_REAL_IMAGES)]
+    ratio = float((colour_spread(images) / colour_spread(dataset.images[real])).mean())
+    recorder.scalars(step, {f"samples/{name}/colour_spread": ratio})
+    if is_suspicious(ratio):
+        log.warning(
+            "step %d, %s: the mean colours of samples spread %.2f times as much as those of real images; "
+            "expected about 1 once a model draws its classes",
+            step, name, ratio,
+        )  # fmt: skip

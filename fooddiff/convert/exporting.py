@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fooddiff import build
-from fooddiff.commands.workdir import TrainedModel, load_trained, to_json
-from fooddiff.convert.torch_zip import write_state_dict
-from fooddiff.eval.files import atomic_path
+from fooddiff import parallel
+from fooddiff.files.atomic import atomic_path
+from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.openai import check_norm_groups, to_openai
+from fooddiff.runs.load import TrainedModel, load_trained
 from fooddiff.runs.weights_file import write_weights
+from fooddiff.runs.workdir import to_json
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def export(workdir: Path, *, step: int | None, weights: str, out: Path, half: bo
         raise ValueError(f"--out is {out}, expected a name that ends in {' or '.join(writers)}")
     if out.exists():
         raise FileExistsError(f"{out} already exists and is left as it is: give another --out")
-    trained = load_trained(workdir, step=step, weights=weights, mesh=build.make_mesh())
+    trained = load_trained(workdir, step=step, weights=weights, mesh=parallel.make_mesh())
     params = {name: np.asarray(value) for name, value in trained.params.items()}
     writers[out.suffix](out, params, trained)
     log.info("wrote %s: step %d, weights %s, %d tensors", out, trained.step, trained.weights, len(params))

@@ -9,15 +9,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fooddiff import build
+from fooddiff import build, parallel
 from fooddiff.arrays import Params
-from fooddiff.commands import workdir as workdirs
 from fooddiff.data.sources.source import read_class_names
-from fooddiff.eval.files import sha256_of
+from fooddiff.files.hashes import sha256_of
+from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.openai import check_norm_groups, from_openai
-from fooddiff.model.torch_file import load_state_dict
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.load import described
 from fooddiff.runs.weights_file import read_weights
-from fooddiff.train.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def import_openai(file: Path, workdir: Path, config: ConfigDict, class_names: Pa
             norms are not OpenAI's, or the class names are not those of config.model.num_classes.
     """
     _check_free(workdir)
-    training = build.make_training(config, build.make_mesh())
+    training = build.make_training(config, parallel.make_mesh())
     names = _class_names(config.model.num_classes, class_names)
     check_norm_groups(config.model.norm_groups)
     params = from_openai(load_state_dict(file), training.abstract_state.params)
@@ -60,9 +61,9 @@ def import_safetensors(file: Path, workdir: Path) -> None:
     _check_free(workdir)
     about, stored = read_weights(file)
     params = {name: value.astype(np.float32) for name, value in stored.items()}
-    config, class_names, _ = workdirs.described(about, file)
+    config, class_names, _ = described(about, file)
     try:
-        training = build.make_training(config, build.make_mesh())
+        training = build.make_training(config, parallel.make_mesh())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} has a config that describes no training: {error}") from error
     expected = {name: (leaf.shape, leaf.dtype) for name, leaf in training.abstract_state.params.items()}

@@ -25,9 +25,10 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from fooddiff.data.lock import locked
 from fooddiff.data.preprocess import RECIPE, to_pixels
 from fooddiff.data.sources.source import SPLITS, Source, Split
+from fooddiff.files.hashes import sha256_of_json
+from fooddiff.files.lock import locked
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def load_dataset(
         "split": split,
         "preprocessing": {"image_size": image_size, **RECIPE},
     }
-    identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    identity = sha256_of_json(content)
     cache_dir = Path(cache_dir).expanduser()
     folder = cache_dir / f"{source.name}-{split}-{image_size}px-{identity[:12]}"
     if not folder.exists():

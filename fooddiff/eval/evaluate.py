@@ -4,8 +4,6 @@ Owns the order of these steps and the caches between them. Knows no command line
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +20,12 @@ from fooddiff.eval.distances import (
     precision_recall,
 )
 from fooddiff.eval.extract import Extract, feature_chunks, make_extract
-from fooddiff.eval.files import sha256_of
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.resize import Resize
 from fooddiff.eval.results import Result
 from fooddiff.eval.stats import Stats, finish, grouped_sums, merge, read_stats, sums_of, write_stats
 from fooddiff.eval.weights import InceptionWeights, metric_name
+from fooddiff.files.hashes import sha256_of, sha256_of_json
 
 METRICS = ("fd", "kd", "pr")
 """Fréchet distance, kernel distance, precision and recall."""
@@ -245,5 +243,5 @@ def _how(extractor: Extractor) -> dict:
 def _place(extractor: Extractor, images: ImageSet) -> tuple[Path, dict]:
     """The cache folder of a set's features, and the identity whose hash is its name."""
     identity = {"images": images.identity["sha256"], **_how(extractor), "features": list(extractor.names)}
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    key = sha256_of_json(identity)[:16]
     return extractor.cache_dir / "features" / key, identity

@@ -13,13 +13,12 @@ from typing import Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fooddiff import processes
+from fooddiff import parallel, processes
 from fooddiff.arrays import Array, Float, Pixels
 from fooddiff.eval import inception
-from fooddiff.eval.files import atomic_path
 from fooddiff.eval.resize import Resize
+from fooddiff.files.atomic import atomic_path
 from fooddiff.xla import jit
 
 CHUNK = 512
@@ -72,8 +71,8 @@ def make_extract(
     devices = jax.devices() if devices is None else devices
     if batch_size < 1 or batch_size % len(devices):
         raise ValueError(f"batch size {batch_size} is not a positive multiple of the {len(devices)} devices")
-    mesh = Mesh(np.asarray(devices), ("data",))
-    rows, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    mesh = parallel.make_mesh(devices)
+    rows, everywhere = parallel.over_data(mesh), parallel.replicated(mesh)
     params = jax.device_put(params, everywhere)
     network = jit(
         functools.partial(inception.features, names=names, resize=resize),

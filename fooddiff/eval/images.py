@@ -23,7 +23,8 @@ from fooddiff.data.preprocess import to_rgb
 from fooddiff.data.sources import SPLITS, Source
 from fooddiff.data.sources.source import MAX_PIXELS, read_image, some
 from fooddiff.eval.extract import Images
-from fooddiff.eval.files import npz_names, read_npz, sha256_of
+from fooddiff.files.hashes import sha256_of
+from fooddiff.files.npz import npz_names, read_npz
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 

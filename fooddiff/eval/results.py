@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fooddiff.eval.distances import Estimate, paired_difference
-from fooddiff.eval.files import atomic_path
 from fooddiff.eval.weights import InceptionWeights
+from fooddiff.files.atomic import atomic_path
 
 BIAS_WORTH_A_WARNING = 0.05  # of the value
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fooddiff.arrays import Array, Float, Pixels
-from fooddiff.eval.files import atomic_path, read_npz
+from fooddiff.files.atomic import atomic_path
+from fooddiff.files.npz import read_npz
 
 
 class Stats(NamedTuple):

@@ -1,7 +1,7 @@
 """Where the Inception weights come from, and how a number says which they were.
 
 Owns the genuine file's address and hash, the download, the conversion cache and the naming of metrics. The
-genuine file is a pickle; it is read without running any code from it (fooddiff.model.torch_file).
+genuine file is a pickle; it is read without running any code from it (fooddiff.files.torch_file).
 """
 
 import os
@@ -17,10 +17,12 @@ import safetensors.numpy
 from safetensors import safe_open
 from tqdm import tqdm
 
-from fooddiff.data.lock import locked
 from fooddiff.eval import inception
-from fooddiff.eval.files import atomic_path, read_npz, sha256_of
-from fooddiff.model.torch_file import load_state_dict
+from fooddiff.files.atomic import atomic_path
+from fooddiff.files.hashes import sha256_of
+from fooddiff.files.lock import locked
+from fooddiff.files.npz import read_npz
+from fooddiff.files.torch_file import load_state_dict
 
 GENUINE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 GENUINE_URLS = (

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from fooddiff.eval.files import atomic_path
+from fooddiff.files.atomic import atomic_path
 from fooddiff.report.curves import smooth, thin
 from fooddiff.report.runs import Conditions, Distance, Floor, Run
 

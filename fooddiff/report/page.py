@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from fooddiff.eval.files import atomic_path
+from fooddiff.files.atomic import atomic_path
 from fooddiff.report import figures
 from fooddiff.report.figures import SCALES, Drawing
 from fooddiff.report.runs import Conditions, Distance, Floor, ReportError, Run, flatten

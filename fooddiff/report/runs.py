@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fooddiff.runs.record import read_scalars
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.train.record import read_scalars
 
-GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+)\.png")  # what a training writes; other pictures are the user's
+GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+(?:_unguided)?)\.png")  # what a training writes; other pictures are the user's
 
 
 class ReportError(ValueError):

@@ -10,7 +10,7 @@ import safetensors.numpy
 from safetensors import safe_open
 
 from fooddiff.arrays import Params
-from fooddiff.eval.files import atomic_path
+from fooddiff.files.atomic import atomic_path
 
 FORMAT = 1
 LICENCE = "Weights: Apache-2.0, trained on Food-101, whose pictures belong to their owners and are for research use."

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import jax
 import numpy as np
 
+from fooddiff import parallel
 from fooddiff.arrays import Array, Cond, Int, Key, Params, Pixels
 from fooddiff.codec import Codec
 from fooddiff.diffusion.denoiser import Denoiser
@@ -42,8 +43,8 @@ def make_draw(
         (params, key, ids) -> uint8[n, h, w, 3]; ids are (class, index) pairs and n must be a multiple of the number of
         devices.
     """
-    batch = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    batch = parallel.over_data(mesh)
+    replicated = parallel.replicated(mesh)
 
     @partial(jit, out_shardings=replicated)  # every process gets every image
     def draw(params, key, ids):

@@ -8,8 +8,8 @@ import numpy as np
 
 from fooddiff import processes
 from fooddiff.arrays import Key, Params
+from fooddiff.files.atomic import write_atomically
 from fooddiff.sample.generate import Draw, draw_batches
-from fooddiff.train.record import write_atomically
 
 
 def resumable_batches(

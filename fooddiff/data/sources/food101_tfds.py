@@ -14,8 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from fooddiff.data.lock import locked
 from fooddiff.data.sources.source import Source, Split, open_image
+from fooddiff.files.lock import locked
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

@@ -1,7 +1,6 @@
 """Where numbers and pictures of a run go: metrics.jsonl, TensorBoard and, if asked, Weights & Biases."""
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,6 +12,8 @@ from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+
+from fooddiff.files.atomic import write_atomically
 
 
 class Recorder:
@@ -154,16 +155,6 @@ def _parse(line: bytes, where: str) -> dict:
     raise ValueError(
         f"{where} is damaged: expected one JSON object with a step and numbers; delete that line"
     ) from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that readers and crashes see the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _drop_after(path: Path, step: int) -> None:

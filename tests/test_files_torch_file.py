@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fooddiff.model.torch_file import load_state_dict
+from fooddiff.files.torch_file import load_state_dict
 from tests.golden_cases import GOLDEN
 
 STORAGES = {"<f8": "Double", "<f4": "Float", "<f2": "Half", "<i8": "Long", "<i4": "Int", "u1": "Byte", "?": "Bool"}

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from fooddiff.train.record import Recorder, read_scalars, write_atomically
+from fooddiff.files.atomic import write_atomically
+from fooddiff.runs.record import Recorder, read_scalars
 
 
 def test_scalars_come_back(tmp_path):

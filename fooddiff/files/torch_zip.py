@@ -1,4 +1,4 @@
-"""Writes a state dict in the zip format of `torch.save`, without torch. The reader is `model.torch_file`."""
+"""Writes a state dict in the zip format of `torch.save`, without torch. The reader is `torch_file`."""
 
 import pickle
 import zipfile

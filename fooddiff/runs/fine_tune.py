@@ -6,7 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fooddiff.arrays import Params
-from fooddiff.commands.workdir import TrainedModel, WorkdirError, differences, to_json
+from fooddiff.runs.load import TrainedModel
+from fooddiff.runs.workdir import WorkdirError, differences, to_json
 
 log = logging.getLogger(__name__)
 

@@ -32,6 +32,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fooddiff import processes
 from fooddiff.arrays import Params, PyTree
+from fooddiff.files.hashes import sha256_of_json
 from fooddiff.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Checkpoints:
         rest = replace(state, params={}, ema={})
         hashes = {"params": _sha256(state.params), "rest": _sha256(rest)}
         hashes |= {f"ema/{rate}": _sha256(ema) for rate, ema in state.ema.items()}
-        hashes["meta"] = _sha256_of_json(meta)
+        hashes["meta"] = sha256_of_json(meta)
         try:
             started = self._manager.save(
                 int(state.step),
@@ -306,16 +307,11 @@ class Checkpoints:
         stored = self._read(step, meta=ocp.args.JsonRestore()).meta
         try:
             meta, hashes = stored["meta"], stored["sha256"]
-            if hashes["meta"] == _sha256_of_json(meta):
+            if hashes["meta"] == sha256_of_json(meta):
                 return meta, hashes
         except (KeyError, TypeError):
             pass
         raise DamagedError(f"the checkpoint of step {step} in {self.directory} is damaged: meta is not what was saved")
-
-
-def with_sharding(abstract, sharding: jax.sharding.Sharding):
-    """Adds a sharding to the output of `jax.eval_shape`, which drops it."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
 
 
 def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
@@ -355,10 +351,6 @@ def _sha256(tree: PyTree) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
         digest.update(np.ascontiguousarray(value))
     return digest.hexdigest()
-
-
-def _sha256_of_json(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _is_finite(tree: PyTree) -> bool:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fooddiff.commands.workdir import checkpoint_steps
-from fooddiff.train.checkpoint import Checkpoints, MisfitError, SaveError, choose_step, with_sharding
+from fooddiff.parallel import with_sharding
+from fooddiff.runs.checkpoint import Checkpoints, MisfitError, SaveError, choose_step
+from fooddiff.runs.workdir import checkpoint_steps
 from fooddiff.train.state import TrainState, zero_sums
 
 

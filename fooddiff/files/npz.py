@@ -1,8 +1,5 @@
-"""Files that appear whole or not at all, their SHA-256, and the arrays of an npz file that may come from anybody."""
+"""The arrays of an npz file that may come from anybody."""
 
-import hashlib
-import os
-import threading
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -12,33 +9,6 @@ from pathlib import Path
 import numpy as np
 
 MAX_ARRAY_BYTES = 2**30  # of one array in an npz file, so that a small file cannot fill the memory
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; what is written there becomes `path` when the block succeeds.
-
-    Args:
-        path: the file to create or replace. Its folder is made.
-
-    Yields:
-        The temporary path. If the block raises, that file is removed and `path` is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def npz_names(path: Path) -> list[str]:

@@ -12,18 +12,20 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from fooddiff import build, processes
+from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params
-from fooddiff.commands import workdir as workdirs
 from fooddiff.eval import results
 from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
 from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like, params_sha256
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.weights import load_inception
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.checkpoint import DamagedError
+from fooddiff.runs.load import load_trained
+from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.train.checkpoint import DamagedError
-from fooddiff.train.record import NoRecorder, Recorder
+from fooddiff.settings import check_positive, choose
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Scoring:
             ValueError: the number per class is not given and the reference does not tell it.
         """
         if self.per_class is not None:
-            build.check_positive("eval.per_class", self.per_class)
+            check_positive("eval.per_class", self.per_class)
             return sample_ids(range(len(class_names)), self.per_class)
         if isinstance(reference, Path) or reference.labels is None:
             raise ValueError(
@@ -147,7 +149,7 @@ def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scori
     extractor = make_extractor(
         weights,
         names,
-        resize=build.choose("eval.resize", settings.resize, build.RESIZE),
+        resize=choose("eval.resize", settings.resize, build.RESIZE),
         batch_size=sample.batch_size,
         cache_dir=Path(settings.cache_dir),
         after_chunk=after_chunk,
@@ -177,8 +179,8 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
     Returns:
         The record.
     """
-    mesh = build.make_mesh()
-    trained = workdirs.load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    mesh = parallel.make_mesh()
+    trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
     draw = build.make_sampler(trained.model, mesh, spec)

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fooddiff.model import torch_pickle
-from fooddiff.model.torch_pickle import Tensor
+from fooddiff.files import torch_pickle
+from fooddiff.files.torch_pickle import Tensor
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001

@@ -1,0 +1,66 @@
+"""Weights in and out: `python -m fooddiff.convert import FILE --workdir=...` and `... export --workdir=... --out=...`.
+
+Owns the flags. Every subcommand is a function of its parsed flags.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fooddiff.commands import flags as shared
+from fooddiff.commands.terminal import session
+from fooddiff.convert import exporting, importing
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one subcommand."""
+    flags = shared.parse(_parser(), argv)
+    with session(distributed=False):
+        flags.run(flags)
+
+
+def import_file(flags: argparse.Namespace) -> None:
+    """Makes a workdir from a `.pt` file of OpenAI's or from a `.safetensors` file of our own."""
+    if flags.file.suffix != ".safetensors":
+        if flags.config is None:
+            raise ValueError("--config is missing: which model is in it? For instance configs/openai_imagenet64.py")
+        config = shared.load_config(flags.config, flags.overrides)
+        importing.import_openai(flags.file, flags.workdir, config, flags.class_names)
+    elif flags.config or flags.overrides or flags.class_names:
+        raise ValueError(f"{flags.file} brings its own config and class names: leave out --config and --class_names")
+    else:
+        importing.import_safetensors(flags.file, flags.workdir)
+
+
+def export_file(flags: argparse.Namespace) -> None:
+    """Writes a checkpoint's weights to a file."""
+    exporting.export(flags.workdir, step=flags.step, weights=flags.weights, out=flags.out, half=flags.half)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fooddiff.convert", description="Brings weights in and out.", allow_abbrev=False
+    )
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = subcommands.add_parser(
+        "import",
+        help="make a workdir from OpenAI's .pt or from an exported .safetensors",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=import_file)
+    command.add_argument("file", metavar="FILE", type=Path, help="the weights: .safetensors, else OpenAI's .pt")
+    command.add_argument("--workdir", type=Path, required=True, help="where the run's files go")
+    command.add_argument(
+        "--config", metavar="FILE.py", help="of the model in a .pt; --config.field=value changes a field of it"
+    )
+    command.add_argument(
+        "--class_names", type=Path, help="text file, the name of class 0 in the first line; numbered if not given"
+    )
+
+    command = subcommands.add_parser("export", help="write a checkpoint's weights to one file", allow_abbrev=False)
+    command.set_defaults(run=export_file)
+    shared.add_checkpoint(command)
+    command.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors, or OpenAI's .pt")
+    command.add_argument("--half", action="store_true", help="store a .safetensors file as float16")
+    return parser

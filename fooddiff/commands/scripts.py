@@ -1,0 +1,66 @@
+"""The flags of `run_train.py` and `run_sample.py`. What a misspelt flag gets is said before JAX is imported."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fooddiff.commands import flags as shared
+from fooddiff.commands import terminal
+
+
+def train(argv: Sequence[str] | None = None) -> None:
+    """Trains a config."""
+    parser = argparse.ArgumentParser(
+        description="Trains a diffusion model. The same command resumes a run that was interrupted.", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py",
+        help="for instance configs/digits.py; --config.field=value changes a field of it",
+    )  # fmt: skip
+    parser.add_argument("--workdir", type=Path, help="where the run's files go")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print parameters, FLOPs, memory and the data plan, and stop"
+    )
+    shared.add_distributed(parser)
+    flags = shared.parse(parser, argv)
+    with terminal.plain_errors():
+        config = shared.load_config(flags.config, flags.overrides)
+        if flags.workdir is None and not flags.dry_run:
+            raise ValueError("--workdir is missing: where should the run's files go? For instance --workdir=runs/first")
+    with terminal.session(distributed=flags.distributed):
+        from fooddiff.commands import dry_run, train
+
+        if flags.dry_run:
+            dry_run.run(config)
+        else:
+            train.run(config, flags.workdir)
+
+
+def sample(argv: Sequence[str] | None = None) -> None:
+    """Samples from a trained run."""
+    parser = argparse.ArgumentParser(description="Samples images from a trained run.", allow_abbrev=False)
+    shared.add_checkpoint(parser)
+    parser.add_argument("--classes", type=shared.names, default=[], help="class names with commas; all if not given")
+    parser.add_argument("--per_class", type=int, default=8, help="images per class (default: 8)")
+    shared.add_sampling(parser)
+    parser.add_argument("--seed", type=int, default=0, help="image i of a class depends on (seed, class, i) only")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per call of the compiled sampler")
+    parser.add_argument("--single_files", action="store_true", help="also write every image as a PNG of its own")
+    parser.add_argument("--out", type=Path, help="where the files go; WORKDIR/samples if not given")
+    shared.add_distributed(parser)
+    flags = parser.parse_args(argv)
+    with terminal.session(distributed=flags.distributed):
+        from fooddiff.commands import sample
+
+        sample.run(
+            flags.workdir,
+            step=flags.step,
+            weights=flags.weights,
+            classes=flags.classes,
+            per_class=flags.per_class,
+            spec=shared.sampling(flags),
+            seed=flags.seed,
+            batch_size=flags.batch_size,
+            single_files=flags.single_files,
+            out=flags.out,
+        )

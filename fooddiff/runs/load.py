@@ -1,0 +1,130 @@
+"""From a run's directory, or a file of weights, to a model: its config, its classes and its parameters."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fooddiff import parallel
+from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model
+from fooddiff.data.sources.source import checked_class_names
+from fooddiff.model.network import abstract_params
+from fooddiff.runs.checkpoint import Checkpoints, choose_step
+from fooddiff.runs.weights_file import read_weights
+from fooddiff.runs.workdir import WorkdirError
+
+
+class TrainedModel(NamedTuple):
+    """A checkpoint's weights with everything that is needed to use them."""
+
+    config: ConfigDict
+    model: DiffusionModel
+    class_names: tuple[str, ...]
+    params: Mapping[str, jax.Array]
+    step: int
+    weights: str  # "raw" or "ema_<rate>"
+    meta: Mapping[str, Any]
+
+
+def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
+    """Loads a model from a checkpoint or from a file of weights; its config comes from there, too.
+
+    Args:
+        workdir: a run's directory, or a file of `python -m fooddiff.convert export`, which has one step and one set of
+            weights.
+        step: which checkpoint; None takes the newest.
+        weights: "raw", "ema" for the first rate of config.ema.rates, or "ema_<rate>".
+        mesh: devices to put the weights on, replicated.
+
+    Raises:
+        FileNotFoundError: no such workdir or checkpoint.
+        WorkdirError: no such average.
+    """
+    if workdir.is_file():
+        return _load_file(workdir, step, weights, mesh)
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"no run in {workdir}: expected a directory that run_train.py has written, or a .safetensors file"
+        )
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = choose_step(checkpoints, step)
+        meta = checkpoints.meta(step)
+        config, class_names, model = described(meta, workdir / "checkpoints" / str(step))
+        rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
+        replicated = parallel.replicated(mesh)
+        params = checkpoints.restore_weights(
+            step, parallel.with_sharding(abstract_params(model.network), replicated), rate
+        )
+    name = "raw" if rate is None else f"ema_{rate}"
+    return TrainedModel(config, model, class_names, params, step, name, meta)
+
+
+def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
+    about, params = read_weights(file)
+    config, class_names, model = described(about, file)
+    if step not in (None, about["step"]) or weights not in ("ema", about["weights"]):
+        raise WorkdirError(
+            f"{file} holds the weights {about['weights']} of step {about['step']}: expected these, got step {step} and "
+            f"weights {weights}"
+        )
+    expected = {name: leaf.shape for name, leaf in abstract_params(model.network).items()}
+    if expected != {name: value.shape for name, value in params.items()}:
+        raise WorkdirError(f"{file} does not hold the tensors of the model that its own config describes")
+    replicated = parallel.replicated(mesh)
+    params = {name: jax.device_put(value.astype(np.float32), replicated) for name, value in params.items()}
+    return TrainedModel(config, model, class_names, params, about["step"], about["weights"], about)
+
+
+def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[str, ...], DiffusionModel]:
+    """Builds the model that a checkpoint's meta describes. The meta may come from anybody.
+
+    Args:
+        meta: with "config" and "class_names".
+        where: what to call it in messages.
+
+    Returns:
+        The config, the class names, which are safe to print and to make files of, and the model, without weights.
+
+    Raises:
+        WorkdirError: it describes no model of this program.
+    """
+    try:
+        config, class_names = ConfigDict(meta["config"]), checked_class_names(meta["class_names"], where)
+        check_ema_rates(config.ema.rates)
+        model = make_diffusion_model(config)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WorkdirError(f"{where} does not describe a model: {error}") from error
+    if model.num_classes not in (None, len(class_names)):
+        raise WorkdirError(f"{where} names {len(class_names)} classes, but its model has {model.num_classes}")
+    return config, class_names, model
+
+
+def ema_rate(weights: str, rates: Sequence[str]) -> str | None:
+    """Translates the name of weights, "raw", "ema" or "ema_<rate>", to a rate; None means the raw weights.
+
+    Raises:
+        WorkdirError: there is no such average.
+    """
+    if weights == "raw":
+        return None
+    if weights == "ema" and rates:
+        return rates[0]
+    if weights.removeprefix("ema_") in rates:
+        return weights.removeprefix("ema_")
+    raise WorkdirError(
+        f"no weights {weights!r} in the checkpoint: expected {', '.join(['raw', *(f'ema_{rate}' for rate in rates)])}"
+    )
+
+
+def class_ids(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
+    """Looks up class names.
+
+    Raises:
+        WorkdirError: an unknown name; lists the classes.
+    """
+    if unknown := [name for name in wanted if name not in names]:
+        raise WorkdirError(f"no class {', '.join(map(repr, unknown))}: the model knows {', '.join(names)}")
+    return [names.index(name) for name in wanted]

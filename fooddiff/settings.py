@@ -1,0 +1,91 @@
+"""The schema of settings: which fields a section has, of which types, and what to say of one that cannot be.
+
+A section is the keyword arguments of one function, so a misspelt field is an error that lists the right ones.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Collection, Mapping
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+
+class ConfigError(ValueError):
+    """A config value that cannot be; the message names it and what is allowed."""
+
+
+def choose(section: str, value: str, table: Mapping[str, Any]) -> Any:
+    """Looks up a config string.
+
+    Raises:
+        ConfigError: the value is not in the table; lists those that are.
+    """
+    if not isinstance(value, str) or value not in table:
+        raise ConfigError(f"config.{section} is {value!r}, expected one of {', '.join(table)}")
+    return table[value]
+
+
+def check_fields(function: Callable, section: str, values: Mapping[str, Any], *, given: Collection[str] = ()) -> None:
+    """Checks that a config section fills the keyword-only parameters of a function, with values of their types.
+
+    Args:
+        function: what the section's fields are the arguments of.
+        section: its name, for messages.
+        values: the section.
+        given: parameters that do not come from the config.
+
+    Raises:
+        ConfigError: an unknown or missing field, or a value of another type; names what is right.
+    """
+    parameters = inspect.signature(function).parameters.items()
+    fields = {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in given}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ConfigError(
+            f"config.{section} has no field {', '.join(unknown)}; its fields are {', '.join(fields) or 'none'}"
+        )
+    if missing := [name for name, p in fields.items() if p.default is p.empty and name not in values]:
+        raise ConfigError(f"config.{section} lacks {', '.join(missing)}")
+    for name, value in values.items():
+        check_type(f"{section}.{name}", value, fields[name].annotation)
+
+
+def check_type(name: str, value: Any, expected: type | UnionType) -> None:
+    """Raises ConfigError unless a config value has a type such as `int`, `float | None` or `tuple[int, ...]`."""
+    if not _has_type(value, expected):
+        raise ConfigError(f"config.{name} is {value!r}, expected {inspect.formatannotation(expected)}")
+
+
+def _has_type(value: Any, expected: type | UnionType) -> bool:
+    """Floats are finite, integers are floats, too, and JSON has made lists of tuples."""
+    if isinstance(expected, UnionType):
+        return any(_has_type(value, one) for one in get_args(expected))
+    if get_origin(expected) is tuple:
+        return isinstance(value, tuple | list) and all(_has_type(item, get_args(expected)[0]) for item in value)
+    if expected is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is expected
+
+
+def construct(
+    function: Callable, section: str, values: Mapping[str, Any], *, given: Mapping[str, Any] | None = None
+) -> Any:
+    """Calls a constructor with a config section as keyword arguments, besides what is `given`.
+
+    Raises:
+        ConfigError: an unknown or missing field, or a value that the constructor refuses.
+    """
+    given = given or {}
+    check_fields(function, section, values, given=given)
+    try:
+        return function(**values, **given)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.{section}: {error}") from error
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises ConfigError unless a config number is an integer of at least 1."""
+    check_type(name, value, int)
+    if value < 1:
+        raise ConfigError(f"config.{name} is {value}, expected at least 1")
