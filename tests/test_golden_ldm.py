@@ -11,6 +11,7 @@ import pytest
 from fooddiff import xla
 from fooddiff.model.autoencoder import Autoencoder
 from fooddiff.model.bottleneck import draw, kl_divergence, negative_log_density, posterior_of, quantize
+from fooddiff.model.discriminator import PatchDiscriminator, adaptive_weight, generator_loss, hinge_loss
 from fooddiff.model.ldm import from_state_dict, to_state_dict
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.taesd import TAESD, from_taesd, settings_of, to_taesd
@@ -18,7 +19,11 @@ from tests import golden_cases
 from tests.golden_cases import GRADIENTS, Case, Tolerance, check, compare, largest_entry, nchw, nhwc, perturbed
 
 NETWORKS = ("ldm_autoencoder_kl", "ldm_vq_model")
-CASES = [case for kind in (*NETWORKS, "ldm_autoencoder_vq", "taesd") for case in golden_cases.cases_of_kind(kind)]
+CASES = [
+    case
+    for kind in (*NETWORKS, "ldm_autoencoder_vq", "ldm_discriminator", "taesd")
+    for case in golden_cases.cases_of_kind(kind)
+]
 
 OUTPUT = Tolerance(2e-5, "of the largest entry", largest_entry)
 INPUT_GRADIENTS = Tolerance(5e-5, "of the largest entry", largest_entry)
@@ -78,7 +83,10 @@ def as_golden(arrays) -> dict[str, np.ndarray]:
 
 def named_gradients(gradients) -> dict[str, np.ndarray]:
     """Gradients of parameters and their norms, by the names of the golden arrays."""
-    gradients = to_state_dict(gradients, "ldm")
+    return with_norms(to_state_dict(gradients, "ldm"))
+
+
+def with_norms(gradients) -> dict[str, np.ndarray]:
     norms = {f"grad_norm/{name}": np.linalg.norm(value.astype(np.float64)) for name, value in gradients.items()}
     return norms | {f"grad/{name}": value for name, value in gradients.items()}
 
@@ -175,6 +183,62 @@ def computed_quantizer(case: Case):
     return [({"indices": indices.reshape(-1), "indices_bhw": indices}, EXACT), (as_golden(ours), QUANTIZER)]
 
 
+def discriminator_name(name: str, num_layers: int) -> str:
+    """The reference's name for a parameter of the discriminator: a place among convolutions, norms and ReLUs."""
+    kind, index, leaf = name.split(".")
+    index = int(index) + (kind == "norms")
+    place = {0: 0, num_layers + 1: 3 * num_layers + 2}.get(index, 3 * index - 1) + (kind == "norms")
+    return f"main.{place}.{'bias' if leaf == 'bias' else 'weight'}"
+
+
+def computed_discriminator(case: Case):
+    """Logits, losses, and gradients of the discriminator and of the layer before it: [(ours, tolerance), ...]."""
+    arguments, arrays = case.config["arguments"], case.arrays
+    network = make_network(
+        PatchDiscriminator,
+        in_channels=arguments["input_nc"],
+        channels=arguments["ndf"],
+        num_layers=arguments["n_layers"],
+    )
+    names = {name: discriminator_name(name, arguments["n_layers"]) for name in abstract_params(network)}
+    weights = golden_cases.weights(case, "state")
+    assert sorted(names.values()) == sorted(weights)
+    params = {
+        name: jnp.asarray(weights[theirs].transpose(2, 3, 1, 0) if weights[theirs].ndim == 4 else weights[theirs])
+        for name, theirs in names.items()
+    }
+    x, reconstructed, features = images(case, "x", "reconstructed", "features")
+    last = jnp.asarray(arrays["last_layer"].transpose(2, 3, 1, 0))
+
+    def decode(last):
+        return jax.lax.conv_general_dilated(features, last, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def loss(params):
+        logits = network.apply(params, x), network.apply(params, reconstructed)
+        return hinge_loss(*logits), logits
+
+    @xla.jit
+    def run(params, last):
+        (total, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        adversary, by_adversary = jax.value_and_grad(lambda last: generator_loss(network.apply(params, decode(last))))(
+            last
+        )
+        by_pixels = jax.grad(lambda last: jnp.abs(x - decode(last)).sum() / len(x))(last)
+        return gradients, dict(
+            logits=logits[0], logits_reconstructed=logits[1], hinge_loss=total, generator_loss=adversary,
+            adaptive_weight=adaptive_weight(by_pixels, by_adversary),
+        ), by_adversary  # fmt: skip
+
+    gradients, outputs, by_adversary = run(params, last)
+    gradients = {names[name]: np.asarray(value) for name, value in gradients.items()}
+    gradients = {name: g.transpose(3, 2, 0, 1) if g.ndim == 4 else g for name, g in gradients.items()}
+    return [
+        (as_golden(outputs), OUTPUT),
+        ({"grad_last_layer": np.asarray(by_adversary).transpose(3, 2, 0, 1)}, INPUT_GRADIENTS),
+        (with_norms(gradients), GRADIENTS),
+    ]
+
+
 def taesd_weights(case: Case) -> list[dict[str, np.ndarray]]:
     """The state dicts of encoder and decoder that the manifest's recipe gives."""
 
@@ -208,6 +272,7 @@ COMPUTED = {
     "ldm_autoencoder_kl": computed_kl,
     "ldm_vq_model": computed_vq_model,
     "ldm_autoencoder_vq": computed_quantizer,
+    "ldm_discriminator": computed_discriminator,
     "taesd": computed_taesd,
 }
 
@@ -230,7 +295,18 @@ def test_equals_reference(case, computed, report):
 
 def test_every_array_is_compared(case, computed):
     compared = {name for ours, _ in computed for name in ours}
-    inputs = {"x", "z", "R", "noise", "gaussian/moments", "gaussian/other_moments", "gaussian/noise"}
+    inputs = {
+        "x",
+        "z",
+        "R",
+        "noise",
+        "reconstructed",
+        "features",
+        "last_layer",
+        "gaussian/moments",
+        "gaussian/other_moments",
+        "gaussian/noise",
+    }
     inputs |= {name for name in case.arrays if name.startswith("state/")}
     assert case.arrays.keys() - inputs <= compared
     if case.config["kind"] in NETWORKS:

@@ -20,6 +20,7 @@ CHANGED = {
     "ldm_autoencoder_kl": [("kl", 2e-4), ("gaussian/kl_to_other", 1e-4)],
     "ldm_autoencoder_vq": [("legacy/grad_codebook", 1e-5)],
     "ldm_vq_model": [("reconstruction", 2e-4)],
+    "ldm_discriminator": [("adaptive_weight", 2e-4)],
     "taesd": [("latents", 2e-4), ("decoded", 2e-4)],
 }  # kind of manifest: arrays, and ten times the tolerance
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from fooddiff import build, keys, parallel, processes
 from fooddiff.arrays import Batch, Key
 from fooddiff.commands import scorer, signals
+from fooddiff.data.cache import Dataset
 from fooddiff.data.feed import device_batches
 from fooddiff.files.atomic import write_atomically
 from fooddiff.runs import workdir as workdirs
@@ -21,6 +22,7 @@ from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.fine_tune import starting_weights
 from fooddiff.runs.load import class_ids, described, ema_rate, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
+from fooddiff.sample.colour import colour_spread, is_suspicious
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 from fooddiff.settings import ConfigError, check_positive
@@ -30,6 +32,7 @@ from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
 
+MAX_REAL_IMAGES = 2000  # whose colours samples are compared with
 GRID_SEED = 0  # the grids of all runs start from the same noise, so that they can be compared
 
 
@@ -46,7 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     mesh = parallel.make_mesh()
     training = build.make_training(config, mesh)
-    draw = _grid_draw(config, training.model, mesh)
+    draw, plain_draw = _grid_draws(config, training.model, mesh)
     processes.on_first(lambda: workdirs.check(workdir, config))
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
@@ -95,7 +98,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         ):
             scores: dict[int, float] = {}
             evaluations = _evaluations(config, draw, dataset.class_names, workdir, recorder, stop_signal, scores)
-            draw_grids = partial(_draw_grids, config, draw, dataset.class_names, workdir, recorder)
+            draw_grids = partial(_draw_grids, config, draw, plain_draw, dataset, workdir, recorder)
             state = train(
                 state,
                 jit(training.step, donate_argnums=0, out_shardings=training.state_sharding),
@@ -175,7 +178,8 @@ def _some(names: list[str]) -> str:
     return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
-def _grid_draw(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Draw:
+def _grid_draws(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[Draw, Draw | None]:
+    """The compiled sampler of config.sample and, if that guides, the same without guidance."""
     sample = config.sample
     for field in ("every_steps", "per_class", "batch_size"):
         check_positive(f"sample.{field}", sample[field])
@@ -183,7 +187,9 @@ def _grid_draw(config: ConfigDict, model: build.DiffusionModel, mesh: jax.shardi
     check_positive("eval.every_steps", config.eval.every_steps)
     if sample.batch_size % mesh.size:
         raise ConfigError(f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices")
-    return build.make_sampler(model, mesh, build.sampler_spec(sample))
+    spec = build.sampler_spec(sample)
+    plain = None if spec.guidance == 1 else build.sampler_spec(sample, guidance=1.0)
+    return build.make_sampler(model, mesh, spec), plain and build.make_sampler(model, mesh, plain)
 
 
 def _evaluations(
@@ -231,24 +237,50 @@ def _evaluations(
 def _draw_grids(
     config: ConfigDict,
     draw: Draw,
-    class_names: tuple[str, ...],
+    plain_draw: Draw | None,
+    dataset: Dataset,
     workdir: Path,
     recorder: Recorder | NoRecorder,
     step: int,
     state: TrainState,
 ) -> None:
-    """Writes samples/step_<step>_<weights>.png for the raw weights and the first average, where it is missing."""
-    names = tuple(config.sample.classes) or class_names[:12]
-    ids = sample_ids(class_ids(class_names, names), config.sample.per_class)
+    """Writes samples/step_<step>_<name>.png where it is missing: of the raw weights and of the first average.
+
+    Where config.sample guides, the average draws a second grid without guidance, <weights>_unguided. The spread of the
+    mean colour of every grid is recorded as a multiple of that of training images of its classes.
+    """
+    names = tuple(config.sample.classes) or dataset.class_names[:12]
+    classes = class_ids(dataset.class_names, names)
+    ids = sample_ids(classes, config.sample.per_class)
     key = jax.random.key(GRID_SEED)
-    weights = {"raw": state.params} | {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
-    for name, params in weights.items():
+    averages = {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
+    grids = [(name, draw, params) for name, params in ({"raw": state.params} | averages).items()]
+    if plain_draw is not None:
+        grids += [(f"{name}_unguided", plain_draw, params) for name, params in averages.items()]
+    for name, compiled, params in grids:
         path = workdir / "samples" / f"step_{step:07d}_{name}.png"
         if processes.first_says(path.exists()):
             continue
-        images = np.concatenate(list(draw_batches(draw, params, key, ids, config.sample.batch_size)))
+        images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
         if processes.is_first():
             grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, png_bytes(grid))
             recorder.picture(step, f"samples/{name}", path)
+            _record_colours(recorder, step, name, images, dataset, classes)
+
+
+def _record_colours(
+    recorder: Recorder | NoRecorder, step: int, name: str, images: np.ndarray, dataset: Dataset, classes: list[int]
+) -> None:
+    """Records the spread of the mean colour of samples over that of the data; warns if it is far off."""
+    real = np.flatnonzero(np.isin(dataset.labels, classes))
+    real = real[:: -(-len(real) // MAX_REAL_IMAGES)]
+    ratio = float((colour_spread(images) / colour_spread(dataset.images[real])).mean())
+    recorder.scalars(step, {f"samples/{name}/colour_spread": ratio})
+    if is_suspicious(ratio):
+        log.warning(
+            "step %d, %s: the mean colours of samples spread %.2f times as much as those of real images; "
+            "expected about 1 once a model draws its classes",
+            step, name, ratio,
+        )  # fmt: skip
