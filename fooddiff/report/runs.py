@@ -13,7 +13,8 @@ import numpy as np
 from fooddiff.runs.record import read_scalars
 from fooddiff.sample.spec import SamplerSpec
 
-GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+(?:_unguided)?)\.png")  # what a training writes; other pictures are the user's
+# what a training writes; other pictures are the user's
+GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+(?:_unguided)?)\.png")
 
 
 class ReportError(ValueError):
