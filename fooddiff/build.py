@@ -27,7 +27,7 @@ from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
 from fooddiff.sample.generate import Draw, make_draw
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.settings import ConfigError, check_fields, check_positive, check_type, choose, construct
+from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
 from fooddiff.train import optimizer
 from fooddiff.train.averages import make_averages
 from fooddiff.train.state import TrainState, init_state
@@ -89,6 +89,25 @@ SOURCES = {
 }
 
 IMAGE_CHANNELS = 3
+
+SECTIONS = {  # fields that are not the arguments of one function, with their types
+    "data": {
+        "source": str, "path": str | None, "cache_dir": str, "image_size": int, "flip": bool, "max_unreadable": int,
+    },
+    "ema": {"rates": tuple[float, ...], "warmup": bool, "power_lengths": tuple[float, ...]},
+    "train": {
+        "steps": int, "batch_size": int, "accumulate": int, "shard": str, "checkpoint_every": int,
+        "keep_checkpoints": int | None, "keep_best": int, "max_skipped": int,
+    },
+    "sample": {"every_steps": int, "classes": tuple[str, ...], "per_class": int, "batch_size": int}
+    | {field.name: SamplerSpec.__annotations__[field.name] for field in fields(SamplerSpec)},
+    "eval": {
+        "every_steps": int, "inception": str | None, "features": tuple[str, ...], "resize": str,
+        "per_class": int | None, "weights": tuple[str, ...], "cache_dir": str,
+    },
+    "log": {"every_steps": int, "wandb_project": str | None},
+}  # fmt: skip
+FUNCTION_SECTIONS = ("diffusion", "objective", "model", "optimizer")  # whose fields their functions check
 
 
 class DiffusionModel(NamedTuple):
@@ -301,8 +320,22 @@ class Training(NamedTuple):
     over_data: jax.sharding.NamedSharding  # of a batch
 
 
+def check_config(config) -> None:
+    """Refuses unknown fields, and values of other types, wherever nothing else would notice them before the end.
+
+    Raises:
+        ConfigError: names the field and what is right.
+    """
+    check_known("", config, ("seed", "init_from", *SECTIONS, *FUNCTION_SECTIONS))
+    for section, types in SECTIONS.items():
+        check_known(section, config[section], types)
+        for name, value in config[section].items():
+            check_type(f"{section}.{name}", value, types[name])
+
+
 def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     """Builds everything that a train step needs but the data."""
+    check_config(config)
     train, ema = config.train, config.ema
     check_type("seed", config.seed, int)
     if not 0 <= config.seed < 2**32:

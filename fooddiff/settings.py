@@ -39,14 +39,18 @@ def check_fields(function: Callable, section: str, values: Mapping[str, Any], *,
     """
     parameters = inspect.signature(function).parameters.items()
     fields = {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in given}
-    if unknown := sorted(set(values) - set(fields)):
-        raise ConfigError(
-            f"config.{section} has no field {', '.join(unknown)}; its fields are {', '.join(fields) or 'none'}"
-        )
+    check_known(section, values, fields)
     if missing := [name for name, p in fields.items() if p.default is p.empty and name not in values]:
         raise ConfigError(f"config.{section} lacks {', '.join(missing)}")
     for name, value in values.items():
         check_type(f"{section}.{name}", value, fields[name].annotation)
+
+
+def check_known(section: str, values: Collection[str], known: Collection[str]) -> None:
+    """Raises ConfigError if a section, or with "" the config itself, has a field that is not known."""
+    if unknown := sorted(set(values) - set(known)):
+        where = f"config.{section}" if section else "config"
+        raise ConfigError(f"{where} has no field {', '.join(unknown)}; its fields are {', '.join(known) or 'none'}")
 
 
 def check_type(name: str, value: Any, expected: type | UnionType) -> None:

@@ -67,6 +67,15 @@ def test_unknown_and_missing_fields_are_named(tmp_path):
         build_all(config)
 
 
+@pytest.mark.parametrize("section", ["data", "ema", "train", "sample", "eval", "log", None])
+def test_unknown_fields_are_refused_in_every_section(tmp_path, section):
+    config = tiny.config(tmp_path)
+    with config.unlocked():
+        (config if section is None else config[section]).guidence = 3.0
+    with pytest.raises(ConfigError, match="has no field guidence; its fields are"):
+        build_all(config)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import pytest
 from fooddiff import build, parallel
 from fooddiff.commands import sample, scorer, train
 from fooddiff.commands.eval import main as evaluate_main
-from fooddiff.runs.checkpoint import Checkpoints, DamagedError
+from fooddiff.runs.checkpoint import Checkpoints, DamagedError, MisfitError
 from fooddiff.runs.record import read_scalars
 from fooddiff.runs.workdir import WorkdirError, claimed, to_json
 from fooddiff.train.loop import NonFiniteError
@@ -154,6 +155,22 @@ def test_sampling_refuses_a_damaged_checkpoint(run, damage):
     damage(run / "checkpoints" / "4")
     with pytest.raises(DamagedError, match=r"the checkpoint of step 4 .* is damaged"):
         draw(run)
+
+
+def test_a_checkpoint_of_another_format_is_no_damage(run):
+    path = run / "checkpoints" / "4" / "meta" / "metadata"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(MisfitError, match="has format 99, this version of the program reads format 1"):
+        draw(run)
+    assert not (run / "damaged").exists()
+
+
+def test_no_room_for_a_checkpoint_is_said_before_the_first_step(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr("fooddiff.commands.train.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"a checkpoint takes .* GB, the disk of .* has 0.00 GB left"):
+        train.run(tiny.config(workspace), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def draw(run):

@@ -1,6 +1,7 @@
 """Trains a config in a workdir, or goes on with it."""
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -82,6 +83,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             )
             meta["origin"] = checkpoints.meta(int(state.step)).get("origin")
             log.info("resumed at step %d of %d", int(state.step), config.train.steps)
+        _check_room(workdir, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         log.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)
 
@@ -120,6 +122,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
         log.info("stopped at step %d, which is saved; the same command goes on", int(state.step))
         raise signals.Stopped(number)
     log.info("done. Next: python run_sample.py --workdir=%s", workdir)
+
+
+def _check_room(workdir: Path, needed: int) -> None:
+    """Raises OSError if the disk has no room for one checkpoint, which is known now and would be missed hours later."""
+    if (free := shutil.disk_usage(workdir).free) < needed:
+        raise OSError(
+            f"a checkpoint takes {needed / 1e9:.2f} GB, the disk of {workdir} has {free / 1e9:.2f} GB left: make room, "
+            f"or give another --workdir"
+        )
 
 
 def _first_state(

@@ -14,7 +14,8 @@ from fooddiff.runs.record import read_scalars
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import flatten
 
-GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+(?:_unguided)?)\.png")  # of training; other pictures are the user's
+# what a training writes; other pictures are the user's
+GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+(?:_unguided)?)\.png")
 
 
 class ReportError(ValueError):

@@ -38,6 +38,9 @@ from fooddiff.train.state import TrainState
 log = logging.getLogger(__name__)
 
 
+FORMAT = 1  # of a checkpoint's items; a program reads its own
+
+
 class DamagedError(ValueError):
     """A checkpoint that cannot be read or is not what was saved."""
 
@@ -122,7 +125,7 @@ class Checkpoints:
                     params=ocp.args.StandardSave(state.params),
                     ema=ocp.args.StandardSave(state.ema),
                     rest=ocp.args.StandardSave(rest),
-                    meta=ocp.args.JsonSave({"meta": dict(meta), "sha256": hashes}),
+                    meta=ocp.args.JsonSave({"format": FORMAT, "meta": dict(meta), "sha256": hashes}),
                 ),
                 metrics=None if score is None or not np.isfinite(score) else {"score": score},
             )
@@ -305,6 +308,11 @@ class Checkpoints:
 
     def _meta_and_hashes(self, step: int) -> tuple[dict[str, Any], dict[str, str]]:
         stored = self._read(step, meta=ocp.args.JsonRestore()).meta
+        if isinstance(stored, dict) and (version := stored.get("format", 1)) != FORMAT:
+            raise MisfitError(
+                f"the checkpoint of step {step} in {self.directory} has format {version}, this version of the program "
+                f"reads format {FORMAT}: use the version that saved it (see versions.json)"
+            )
         try:
             meta, hashes = stored["meta"], stored["sha256"]
             if hashes["meta"] == sha256_of_json(meta):
