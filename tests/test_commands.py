@@ -20,8 +20,6 @@ from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 
-STEPS_RECORDED = [2, 4, 4, 4]  # the loss, and at the last step the colours of two grids
-
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
@@ -56,7 +54,7 @@ def test_a_run_leaves_every_file_that_later_stages_read(trained):
     }  # fmt: skip
     assert json.loads((trained / "config.json").read_text())["train"]["steps"] == 4
     assert "jax" in json.loads((trained / "versions.json").read_text())
-    assert [record["step"] for record in read_scalars(trained)] == STEPS_RECORDED
+    assert [record["step"] for record in read_scalars(trained)] == [2, 4]
     assert {path.name for path in (trained / "samples").iterdir()} >= {
         "step_0000004_raw.png", "step_0000004_ema_0.995.png",
     }  # fmt: skip
@@ -83,7 +81,7 @@ def test_a_finished_run_is_left_alone(workspace, trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "checkpoints").rglob("*") if path.is_file()}
     train.run(tiny.config(workspace), trained)
     assert before == {path: path.stat().st_mtime_ns for path in (trained / "checkpoints").rglob("*") if path.is_file()}
-    assert [record["step"] for record in read_scalars(trained)] == STEPS_RECORDED
+    assert [record["step"] for record in read_scalars(trained)] == [2, 4]
 
 
 def test_another_config_is_refused_with_the_difference(workspace, trained):

@@ -25,7 +25,7 @@ from fooddiff.runs.load import class_ids, described, ema_rate, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.colour import colour_spread, is_suspicious
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
-from fooddiff.sample.grid import class_grid, png_bytes, read_grid
+from fooddiff.sample.grid import class_grid, png_bytes
 from fooddiff.settings import ConfigError, check_positive
 from fooddiff.train.loop import Snapshot, train
 from fooddiff.train.state import TrainState
@@ -257,8 +257,8 @@ def _draw_grids(
 ) -> None:
     """Writes samples/step_<step>_<name>.png where it is missing: of the raw weights and of the first average.
 
-    Where config.sample guides, the average draws a second grid without guidance, <weights>_unguided. The spread of the
-    mean colour of every grid is recorded as a multiple of that of training images of its classes.
+    Where config.sample guides, the average draws a second grid without guidance, <weights>_unguided. The mean colours
+    of every grid are compared with those of training images of its classes.
     """
     names = tuple(config.sample.classes) or dataset.class_names[:12]
     classes = class_ids(dataset.class_names, names)
@@ -270,26 +270,22 @@ def _draw_grids(
         grids += [(f"{name}_unguided", plain_draw, params) for name, params in averages.items()]
     for name, compiled, params in grids:
         path = workdir / "samples" / f"step_{step:07d}_{name}.png"
-        if not processes.first_says(path.exists()):
-            images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
-            if processes.is_first():
-                grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
-                path.parent.mkdir(exist_ok=True)
-                write_atomically(path, png_bytes(grid))
-                recorder.picture(step, f"samples/{name}", path)
-        if processes.is_first():  # from the file, since a run that was killed may have left it without its record
-            _record_colours(recorder, step, name, read_grid(path).images, dataset, classes)
+        if processes.first_says(path.exists()):
+            continue
+        images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
+        if processes.is_first():
+            grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, png_bytes(grid))
+            recorder.picture(step, f"samples/{name}", path)
+            _watch_colours(step, name, images, dataset, classes)
 
 
-def _record_colours(
-    recorder: Recorder | NoRecorder, step: int, name: str, images: np.ndarray, dataset: Dataset, classes: list[int]
-) -> None:
-    """Records the spread of the mean colour of samples over that of the data; warns if it is far off."""
+def _watch_colours(step: int, name: str, images: np.ndarray, dataset: Dataset, classes: list[int]) -> None:
+    """Warns if the spread of the mean colour of samples is far off that of the data."""
     real = np.flatnonzero(np.isin(dataset.labels, classes))
     real = real[:: -(-len(real) // MAX_REAL_IMAGES)]
-    drawn = images.reshape(-1, *images.shape[2:])
-    ratio = float((colour_spread(drawn) / colour_spread(dataset.images[real])).mean())
-    recorder.scalars(step, {f"samples/{name}/colour_spread": ratio})
+    ratio = float((colour_spread(images) / colour_spread(dataset.images[real])).mean())
     if is_suspicious(ratio):
         log.warning(
             "step %d, %s: the mean colours of samples spread %.2f times as much as those of real images; "
