@@ -282,8 +282,10 @@ def _draw_grids(
 
 
 def _watch_colours(step: int, name: str, images: np.ndarray, dataset: Dataset, classes: list[int]) -> None:
-    """Warns if the spread of the mean colour of samples is far off that of the data."""
+    """Warns if the spread of the mean colour of samples is far off that of the data, if that has these classes."""
     real = np.flatnonzero(np.isin(dataset.labels, classes))
+    if len(real) < 2 or len(images) < 2:
+        return
     real = real[:: -(-len(real) // MAX_REAL_IMAGES)]
     ratio = float((colour_spread(images) / colour_spread(dataset.images[real])).mean())
     if is_suspicious(ratio):
