@@ -1,6 +1,7 @@
 """Composition root: config sections to objects. The only module that sees a ConfigDict or a string from one."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -379,6 +380,13 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
         replicated,
         parallel.over_data(mesh),
     )
+
+
+def recipe(config) -> dict[str, Any]:
+    """What a model computes from its weights, as JSON types: the network, the process and how its output is read."""
+    sections = {name: config[name].to_dict() for name in ("model", "diffusion")}
+    sections["model"].pop("remat", None)  # which changes what is kept in memory alone
+    return json.loads(json.dumps(sections | {"image_size": config.data.image_size}))
 
 
 def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Batch, Key]:

@@ -4,6 +4,7 @@ Every process runs the same program and calls the functions of this module in th
 files: the workdir and the caches are on a disk that they share, and process 0 is the one that writes.
 """
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fooddiff import parallel
+from fooddiff.arrays import PyTree
 
 HEARTBEAT_SECONDS = 60  # how long a process may be silent before the others give it up
 LAG = 2  # steps between a vote and its count, so that no process waits for its devices
@@ -78,6 +80,16 @@ def on_host(value: jax.Array) -> np.ndarray:
     if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
         return multihost_utils.process_allgather(value, tiled=True)
     return np.asarray(value)
+
+
+def sha256_of(tree: PyTree) -> str:
+    """Hash of every array's place, dtype, shape and bytes, in hexadecimal. Every process must ask."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        value = on_host(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value))
+    return digest.hexdigest()
 
 
 def check_same(what: str, value: str) -> None:

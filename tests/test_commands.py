@@ -115,7 +115,7 @@ def test_other_data_are_refused(workspace, trained, monkeypatch):
 
 def test_sampling_writes_a_grid_the_pixels_and_single_files(trained, tmp_path):
     draw(trained, out=tmp_path, single_files=True, classes=("3", "1"))
-    stem = "step_0000004_ema_0.995_ancestral-all_seed0"
+    (stem,) = (path.stem for path in tmp_path.glob("step_0000004_ema_0.995_ancestral-all_seed0_n4_*.npz"))
     with np.load(tmp_path / f"{stem}.npz", allow_pickle=False) as file:
         images, labels = file["arr_0"], file["arr_1"]
     assert images.shape == (4, 8, 8, 3)
@@ -123,6 +123,12 @@ def test_sampling_writes_a_grid_the_pixels_and_single_files(trained, tmp_path):
     np.testing.assert_array_equal(labels, [3, 3, 1, 1])
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / stem / "1" / "00001.png")), images[3])
     assert Image.open(tmp_path / f"{stem}.png").size[0] > 128
+
+
+def test_other_samples_never_take_the_place_of_earlier_ones(trained, tmp_path):
+    for classes in (("3",), ("1",), ("3",)):
+        draw(trained, out=tmp_path, classes=classes)
+    assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
 def test_samples_do_not_depend_on_the_batch_size_or_the_other_classes(trained, tmp_path):

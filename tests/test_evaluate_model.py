@@ -18,8 +18,9 @@ def workspace(tmp_path_factory):
     workspace = tmp_path_factory.mktemp("workspace")
     np.savez(workspace / "stem.npz", **random_stem())
     config = tiny.config(workspace, eval__inception=str(workspace / "stem.npz"), eval__per_class=3)
-    train.run(config, workspace / "run")
-    return workspace
+    with tiny.small_reference(40):
+        train.run(config, workspace / "run")
+        yield workspace
 
 
 def call(workspace, command, *flags):
@@ -46,7 +47,7 @@ def test_run_gives_the_number_of_the_training_and_a_row_to_quote(workspace, caps
     (during,) = records(workspace, "step_0000004_ema_0.995_*_n30_*.json").values()
     call(workspace, "run", "--per_class=3", "--batch_size=4")
     assert "FD-64[stem" in (table := capsys.readouterr().out)
-    assert "digits test, n = 360" in table
+    assert "digits test, n = 40" in table
     (after,) = records(workspace, "step_0000004_ema_0.995_*_n30_*.json").values()
     assert after["results"] == during["results"]  # the same weights, ids and batch size: the features are in no cache
     assert after["samples"]["n_per_class"] == {str(digit): 3 for digit in range(10)}
@@ -54,7 +55,7 @@ def test_run_gives_the_number_of_the_training_and_a_row_to_quote(workspace, caps
 
 def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_reference(workspace):
     call(workspace, "run", "--steps=2", "--sampler=ddim", "--weights=raw")
-    (record,) = records(workspace, "step_0000004_raw_ddim-2_*_n360_*.json").values()
+    (record,) = records(workspace, "step_0000004_raw_ddim-2_*_n40_*.json").values()
     assert record["samples"]["n_per_class"] == record["reference"]["n_per_class"]
     made_by = record["samples"]["made_by"]
     assert (made_by["sampling"]["sampler"], made_by["sampling"]["steps"], made_by["weights"]) == ("ddim", 2, "raw")

@@ -20,7 +20,8 @@ def workspace(tmp_path_factory):
     workspace = tmp_path_factory.mktemp("interrupted")
     np.savez(workspace / "stem.npz", **random_stem())
     train.run(tiny.config(workspace), workspace / "run")
-    return workspace
+    with tiny.small_reference(20):
+        yield workspace
 
 
 class Drawing:
@@ -51,7 +52,7 @@ def draw(workspace, out):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_sampling_keeps_finished_batches_and_goes_on(workspace, tmp_path, monkeypatch, number):
-    drawing = Drawing(monkeypatch, "fooddiff.sample.resume")
+    drawing = Drawing(monkeypatch, "fooddiff.commands.sample")
     draw(workspace, tmp_path / "whole")
     assert drawing.drawn == 4
 
@@ -71,10 +72,10 @@ def test_sampling_keeps_finished_batches_and_goes_on(workspace, tmp_path, monkey
 
 
 def test_a_damaged_batch_is_named(workspace, tmp_path, monkeypatch):
-    Drawing(monkeypatch, "fooddiff.sample.resume").stop_at(1)
+    Drawing(monkeypatch, "fooddiff.commands.sample").stop_at(1)
     with pytest.raises(Stopped):
         draw(workspace, tmp_path)
-    (first, _) = sorted(tmp_path.glob("*/*.npy"))
+    (first, *_) = sorted(tmp_path.glob("*.partial/*.npz"))
     first.write_bytes(first.read_bytes()[:-1])
     with pytest.raises(ValueError, match=rf"{first} is damaged .*; delete it and run again"):
         draw(workspace, tmp_path)

@@ -173,7 +173,7 @@ def workdir(trained, tmp_path_factory):
     config = continuous(folder)
     meta = {"config": json.loads(json.dumps(config.to_dict())), "class_names": [str(y) for y in range(10)]}
     with Checkpoints(folder) as checkpoints:
-        checkpoints.save(trained[1], meta, score=None)
+        checkpoints.save(trained[1], meta)
         checkpoints.wait()
     return folder
 

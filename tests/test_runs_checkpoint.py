@@ -52,7 +52,9 @@ def save(workdir, *states, scores=(), **options):
     scores = list(scores) or [None] * len(states)
     with Checkpoints(workdir, **options) as checkpoints:
         for each in states:
-            checkpoints.save(each, {"config": {"seed": int(each.step)}, "class_names": ["a", "b"]}, score=scores.pop(0))
+            checkpoints.save(each, {"config": {"seed": int(each.step)}, "class_names": ["a", "b"]})
+            if (score := scores.pop(0)) is not None:
+                checkpoints.add_score(int(each.step), score)
         checkpoints.wait()
 
 
@@ -83,7 +85,7 @@ def test_keeps_the_newest(tmp_path):
     ("scores", "best", "kept"),
     [
         ([3.0, 1.0, 2.0, 4.0, 5.0], 1, [2, 5]),
-        ([3.0, 1.0, 2.0, 4.0, 0.5], 2, [2, 5]),
+        ([3.0, 1.0, 2.0, 4.0, 0.5], 2, [2, 3, 5]),  # the next save would act on the last score
         ([3.0, None, 2.0, None, None], 1, [3, 5]),
         ([None, None, None, None, None], 2, [5]),
         ([2.0, np.nan, 3.0, None, None], 1, [1, 5]),
@@ -145,6 +147,23 @@ def test_a_checkpoint_of_another_model_is_an_error_and_never_passed_over(tmp_pat
         assert checkpoints.steps() == [1, 2]
 
 
+def test_metrics_may_come_and_go(tmp_path):
+    save(tmp_path, state(1))
+    sums = {"loss": abstract().sums["loss"], "accuracy": abstract().sums["loss"]}
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(1, replace(abstract(), sums=sums))
+    np.testing.assert_array_equal(restored.sums["loss"], state(1).sums["loss"])
+    np.testing.assert_array_equal(restored.sums["accuracy"], np.zeros(2))
+    assert restored.sums.keys() == sums.keys()
+
+
+def test_another_optimizer_is_a_misfit_and_no_damage(tmp_path):
+    save(tmp_path, state(1))
+    other = replace(abstract(), opt_state=([abstract().opt_state[0][0]], ()))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(MisfitError, match=r"opt_state/0/1 is float32\[2\]"):
+        checkpoints.restore_newest(other, accept=lambda meta: None)
+
+
 def test_a_checkpoint_that_is_not_accepted_is_an_error_and_nothing_is_touched(tmp_path):
     save(tmp_path, state(1), state(2))
 
@@ -178,7 +197,7 @@ def test_a_slow_disk_delays_the_commit_and_not_the_training(tmp_path, monkeypatc
 
     monkeypatch.setattr("os.rename", slowly)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state(1), {}, score=None)
+        checkpoints.save(state(1), {})
         checkpoints.check()
         assert checkpoint_steps(tmp_path) == []  # the commit waits on the disk, and we do not
         commit.set()
@@ -199,7 +218,7 @@ def test_a_commit_that_fails_is_found_without_another_save(tmp_path, monkeypatch
 
     monkeypatch.setattr("os.rename", full)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state(2), {}, score=None)
+        checkpoints.save(state(2), {})
         with pytest.raises(SaveError, match=r"could not be written to .*No space left on device"):
             log_points(checkpoints)
     with Checkpoints(tmp_path, read_only=True) as reader:

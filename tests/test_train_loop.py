@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fooddiff.arrays import Batch
-from fooddiff.train.loop import NonFiniteError, Snapshot, read_metrics, train
+from fooddiff.train.loop import NonFiniteError, Periodic, read_metrics, train
 from fooddiff.train.state import TrainState, zero_sums
 
 
@@ -59,7 +59,7 @@ class Events:
             batches or (jax.device_put(batch) for batch in same),
             jax.device_put(jax.random.key(0)),
             record=note,
-            snapshots=[Snapshot(4, draw)],
+            periodic=[Periodic(4, draw)],
             save=lambda state: self.log.append(("save", int(state.step), float(state.sums["loss"][0]))),
             show_progress=False,
             diagnose=lambda state, batch: f"which was found at step {int(state.step)}",
@@ -77,8 +77,8 @@ def test_order_of_events():
         ("record", 6, 5.5),
         ("save", 6, 0.0),
         ("record", 7, 7.0),
+        ("save", 7, 0.0),  # before whatever else the step asks for
         ("grid", 7, 7),
-        ("save", 7, 0.0),
     ]
 
 
@@ -97,7 +97,7 @@ def test_a_run_that_was_asked_to_stop_saves_and_repeats_no_event(stop):
     assert scheduled + Events(part.state, drawn=part.drawn).log == whole.log
 
 
-def test_a_snapshot_that_was_interrupted_is_made_up_for_on_resuming():
+def test_an_action_that_was_interrupted_is_made_up_for_on_resuming():
     assert Events(state(4)).log[0] == ("grid", 4, 4)
     assert Events(state(7)).log == [("grid", 7, 7)]
 

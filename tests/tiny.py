@@ -1,8 +1,14 @@
 """The smallest config and model that still have every part, for tests."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
 from ml_collections import ConfigDict
 
 from configs import digits
+from fooddiff.commands import scorer
 
 
 def config(workspace, **overrides) -> ConfigDict:
@@ -25,3 +31,22 @@ def config(workspace, **overrides) -> ConfigDict:
     config.log.every_steps = 2
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
     return config
+
+
+@contextmanager
+def small_reference(n: int) -> Iterator[None]:
+    """Lets evaluations take the first images of the test split for all of it: features cost more than training."""
+    whole = scorer.reference_of
+
+    def first_images(config):
+        reference = whole(config)
+        return replace(
+            reference,
+            identity=reference.identity | {"sha256": f"the first {n}"},
+            pixels=reference.pixels[:n],
+            labels=reference.labels[:n],
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorer, "reference_of", first_images)
+        yield

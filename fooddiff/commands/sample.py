@@ -1,9 +1,6 @@
 """Samples from a trained run: a labelled grid, an npz of the pixels and, on request, single PNG files."""
 
-import glob
-import hashlib
 import io
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,13 +13,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from fooddiff import build, parallel, processes
+from fooddiff.chunks import stored_chunks
 from fooddiff.commands import signals
-from fooddiff.eval.generated import params_sha256
 from fooddiff.files.atomic import write_atomically
+from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs.load import class_ids, load_trained
-from fooddiff.sample.generate import sample_ids
+from fooddiff.sample.generate import draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
-from fooddiff.sample.resume import resumable_batches
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +39,9 @@ def run(
 ) -> None:
     """Writes `<name>.png`, `<name>.npz` and `<name>/<class>/<i>.png` into `out`.
 
-    The npz holds `arr_0`, uint8[n, h, w, 3], and `arr_1`, the class ids, class by class. Until they are written,
-    finished batches lie in `<name>.partial-<id>/`, and the same command goes on from them.
+    The name ends in a hash of everything that the images depend on, so that other images never take their place. The
+    npz holds `arr_0`, uint8[n, h, w, 3], and `arr_1`, the class ids, class by class. Until they are written, finished
+    batches lie in `<name>.partial/`, and the same command goes on from them.
 
     Args:
         workdir: a run's directory.
@@ -77,26 +75,36 @@ def run(
     batch_size = min(batch_size, len(ids))
     batch_size += -batch_size % mesh.size
     out = workdir / "samples" if out is None else out
-    stem = f"step_{trained.step:07d}_{trained.weights}_{sampler.name}_seed{seed}"
-    partial_of = f"{stem}.partial-"
-    made_by = [params_sha256(trained.params), sampler.to_json(), seed, batch_size, ids.tolist()]
+    made_by = {
+        "weights_sha256": processes.sha256_of(trained.params),
+        "recipe": build.recipe(trained.config),
+        "sampling": sampler.to_json(),
+        "seed": seed,
+        "batch_size": batch_size,
+        "ids": ids.tolist(),
+    }
+    what = f"step_{trained.step:07d}_{trained.weights}_{sampler.name}_seed{seed}_n{len(ids)}"
+    stem = f"{what}_{sha256_of_json(made_by)[:8]}"
+    unfinished = out / f"{stem}.partial"
+
+    def draw_rows(rows: slice) -> dict[str, np.ndarray]:
+        (images,) = draw_batches(draw, trained.params, jax.random.key(seed), ids[rows], batch_size)
+        return {"images": images}
 
     batches = []
     with (
         signals.graceful_stop() as stop_signal,
         tqdm(total=len(ids), unit="image", dynamic_ncols=True, disable=not processes.is_first()) as progress,
     ):
-        for images in resumable_batches(
-            draw, trained.params, jax.random.key(seed), ids, batch_size,
-            folder=out / (partial_of + hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:12]),
-            after_batch=lambda: signals.stop_if_asked(stop_signal),
+        for batch in stored_chunks(
+            len(ids), batch_size, draw_rows, identity=made_by, folder=unfinished,
+            after_chunk=lambda: signals.stop_if_asked(stop_signal),
         ):  # fmt: skip
-            batches.append(images)
-            progress.update(len(images))
+            batches.append(batch["images"])
+            progress.update(len(batch["images"]))
     if processes.is_first():
         _write(out, stem, np.concatenate(batches), ids[:, 0], names, single_files=single_files)
-        for folder in out.glob(f"{glob.escape(partial_of)}*"):
-            shutil.rmtree(folder)
+        shutil.rmtree(unfinished)
 
 
 def _write(

@@ -10,18 +10,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params
 from fooddiff.eval import results
 from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
-from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like, params_sha256
+from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.weights import load_inception
+from fooddiff.files.hashes import sha256_of, sha256_of_json
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import DamagedError
-from fooddiff.runs.load import load_trained
+from fooddiff.runs.load import ema_rate, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
@@ -81,6 +83,7 @@ def score(
     step: int,
     weights: str,
     class_names: Sequence[str],
+    recipe: Mapping[str, Any],
     reference: ImageSet | Path,
     workdir: Path,
 ) -> dict:
@@ -94,6 +97,7 @@ def score(
         step: the training step they are from.
         weights: their name, "raw" or "ema_<rate>".
         class_names: of the model.
+        recipe: of the model, see `build.recipe`.
         reference: images or statistics to compare with.
         workdir: the run's directory; receives eval/<name>.json.
 
@@ -104,7 +108,8 @@ def score(
     made_by = {
         "step": step,
         "weights": weights,
-        "weights_sha256": params_sha256(params),
+        "weights_sha256": processes.sha256_of(params),
+        "recipe": recipe,
         "sampling": spec.to_json(),
         "seed": scoring.seed,
         "batch_size": scoring.batch_size,
@@ -122,7 +127,7 @@ def score(
         made_by=made_by,
         versions=workdirs.versions(),
     )
-    path = record_path(workdir, scoring, spec, step, weights, len(ids))
+    path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)))
     processes.on_first(lambda: results.write_record(path, record))
     return record
 
@@ -134,11 +139,34 @@ def numbers_of(record: dict) -> dict[str, float]:
     return {f"{prefix}/{result['metric']}, n={n}": result["value"] for result in record["results"]}
 
 
-def record_path(workdir: Path, scoring: Scoring, spec: SamplerSpec, step: int, weights: str, n: int) -> Path:
-    """Where the record of one evaluation lies: its name tells what was scored and how."""
+def record_path(
+    workdir: Path,
+    scoring: Scoring,
+    spec: SamplerSpec,
+    recipe: Mapping[str, Any],
+    reference: ImageSet | Path,
+    step: int,
+    weights: str,
+    n: str,
+) -> Path:
+    """Where the record of one evaluation lies.
+
+    Its name tells what was scored; it ends in a hash of how, so that other ways of scoring do not take its place.
+    """
     extractor = scoring.extractor
-    how = f"{'-'.join(extractor.names)}_{extractor.resize}_{extractor.weights.sha256[:8]}"
-    return workdir / "eval" / f"step_{step:07d}_{weights}_{spec.name}_seed{scoring.seed}_n{n}_{how}.json"
+    how = {
+        "recipe": recipe,
+        "sampling": spec.to_json(),
+        "batch_size": scoring.batch_size,
+        "inception": extractor.weights.sha256,
+        "features": list(extractor.names),
+        "resize": extractor.resize,
+        "metrics": sorted(scoring.metrics),
+        "kid": [scoring.kid_subsets, scoring.kid_subset_size],
+        "reference": sha256_of(reference) if isinstance(reference, Path) else reference.identity["sha256"],
+    }
+    what = f"step_{step:07d}_{weights}_{spec.name}_seed{scoring.seed}_n{n}"
+    return workdir / "eval" / f"{what}_{sha256_of_json(how)[:8]}.json"
 
 
 def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scoring:
@@ -192,6 +220,7 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
         step=trained.step,
         weights=trained.weights,
         class_names=trained.class_names,
+        recipe=build.recipe(trained.config),
         reference=reference_of(trained.config) if reference is None else reference,
         workdir=workdir,
     )
@@ -225,7 +254,9 @@ def follow(
     log.info("waiting for checkpoints in %s", workdir)
     while True:
         steps = workdirs.checkpoint_steps(workdir)
-        unscored = [step for step in steps if not already_scored(workdir, scoring, step, weights)]
+        if steps and reference is None:
+            reference = reference_of(_config(workdir))
+        unscored = [step for step in steps if not already_scored(workdir, scoring, reference, step, weights)]
         if (step := processes.first_says(min(unscored, default=-1))) >= 0:
             try:
                 run(workdir, scoring, step=step, weights=weights, reference=reference)
@@ -238,24 +269,25 @@ def follow(
                     step,
                 )
             continue
-        if processes.first_says(bool(steps) and steps[-1] >= _last_step(workdir)):
+        if processes.first_says(bool(steps) and steps[-1] >= _config(workdir).train.steps):
             return
         for _ in range(math.ceil(poll_seconds)):
             stop_if_asked()
             time.sleep(min(1.0, poll_seconds))
 
 
-def _last_step(workdir: Path) -> int:
-    return workdirs.read_config(workdir / "config.json")["train"]["steps"]
+def _config(workdir: Path) -> ConfigDict:
+    return ConfigDict(workdirs.read_config(workdir / "config.json"))
 
 
-def already_scored(workdir: Path, scoring: Scoring, step: int, weights: str) -> bool:
-    """Whether a record of this step, these weights and this way of scoring exists, for any number of samples."""
-    settings = workdirs.read_config(workdir / "config.json")["sample"]
-    spec = build.sampler_spec(settings, **scoring.sampling)
-    path = record_path(workdir, scoring, spec, step, weights if weights != "ema" else "ema_*", 0)
-    pattern = path.name.replace("_n0_", "_n*_")
-    return any((workdir / "eval").glob(pattern))
+def already_scored(workdir: Path, scoring: Scoring, reference: ImageSet | Path, step: int, weights: str) -> bool:
+    """Whether a record of this step, these weights and this way of scoring exists."""
+    config = _config(workdir)
+    spec = build.sampler_spec(config.sample, **scoring.sampling)
+    rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
+    name = "raw" if rate is None else f"ema_{rate}"
+    any_n = record_path(workdir, scoring, spec, build.recipe(config), reference, step, name, "*").name
+    return any((workdir / "eval").glob(any_n))
 
 
 def reference_of(config) -> ImageSet:

@@ -19,7 +19,7 @@ from fooddiff.data.cache import Dataset
 from fooddiff.data.feed import device_batches
 from fooddiff.files.atomic import write_atomically
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.checkpoint import Checkpoints, SaveError
 from fooddiff.runs.fine_tune import starting_weights
 from fooddiff.runs.load import class_ids, described, ema_rate, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
@@ -27,7 +27,7 @@ from fooddiff.sample.colour import colour_spread, is_suspicious
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 from fooddiff.settings import ConfigError, check_positive
-from fooddiff.train.loop import Snapshot, train
+from fooddiff.train.loop import Periodic, train
 from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
 
@@ -58,6 +58,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if not resuming and config.init_from is not None and not workdirs.checkpoint_steps(Path(config.init_from)):
         raise FileNotFoundError(f"config.init_from is {config.init_from!r}, a directory without a checkpoint of a run")
     dataset = build.make_dataset(config, "train")
+    class_ids(dataset.class_names, tuple(config.sample.classes))  # raises now what the first grid would raise
     processes.check_same("the training data (their SHA-256)", dataset.manifest["sha256"])
     key = keys.root(config.seed, training.replicated)
     state, origin = (None, None) if resuming else _first_state(config, training, mesh, dataset.class_names, key)
@@ -98,8 +99,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
             else NoRecorder() as recorder,
             signals.graceful_stop() as stop_signal,
         ):
-            scores: dict[int, float] = {}
-            evaluations = _evaluations(config, draw, dataset.class_names, workdir, recorder, stop_signal, scores)
+            evaluations = _evaluations(
+                config, draw, dataset.class_names, workdir, recorder, stop_signal, checkpoints.add_score
+            )
             draw_grids = partial(_draw_grids, config, draw, plain_draw, dataset, workdir, recorder)
             state = train(
                 state,
@@ -112,8 +114,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 max_skipped=config.train.max_skipped,
                 record=partial(_record, recorder, checkpoints),
                 diagnose=partial(_diagnose, jit(training.diagnose, out_shardings=training.replicated), key),
-                snapshots=[Snapshot(config.sample.every_steps, draw_grids), *evaluations],
-                save=lambda state: checkpoints.save(state, meta, score=scores.get(int(state.step))),
+                periodic=[Periodic(config.sample.every_steps, draw_grids), *evaluations],
+                save=lambda state: checkpoints.save(state, meta),
                 should_stop=lambda: stop_signal(wait=False) > 0,
                 show_progress=processes.is_first(),
             )
@@ -210,39 +212,54 @@ def _evaluations(
     workdir: Path,
     recorder: Recorder | NoRecorder,
     stop_signal: signals.StopSignal,
-    scores: dict[int, float],
-) -> list[Snapshot]:
-    """The evaluation during training that config.eval asks for, if any; a step's first number goes into `scores`."""
+    add_score: Callable[[int, float], None],
+) -> list[Periodic]:
+    """The evaluation during training that config.eval asks for, if any; a step's first number is its score."""
     if config.eval.inception is None:
         log.info("no evaluation during training, since config.eval.inception names no Inception weights")
         return []
     scoring = scorer.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, stop_signal))
     reference = scorer.reference_of(config)
     spec = build.sampler_spec(config.sample)
+    rates = [ema_rate(weights, [str(rate) for rate in config.ema.rates]) for weights in config.eval.weights]
+    scoring.ids(reference, class_names)  # raises now what it would raise then
 
-    def act(step: int, state: TrainState) -> None:
-        for weights in config.eval.weights:
-            rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
-            try:
-                record = scorer.score(
-                    scoring,
-                    spec,
-                    draw,
-                    state.params if rate is None else state.ema[rate],
-                    step=step,
-                    weights="raw" if rate is None else f"ema_{rate}",
-                    class_names=class_names,
-                    reference=reference,
-                    workdir=workdir,
-                )
-            except signals.Stopped:  # the loop asks next, saves and stops; a resumed run goes on with this evaluation
-                return
+    def evaluate(step: int, state: TrainState) -> None:
+        for i, rate in enumerate(rates):
+            record = scorer.score(
+                scoring,
+                spec,
+                draw,
+                state.params if rate is None else state.ema[rate],
+                step=step,
+                weights="raw" if rate is None else f"ema_{rate}",
+                class_names=class_names,
+                recipe=build.recipe(config),
+                reference=reference,
+                workdir=workdir,
+            )
             numbers = scorer.numbers_of(record)
-            scores.setdefault(step, next(iter(numbers.values())))
+            if i == 0:
+                add_score(step, next(iter(numbers.values())))
             recorder.scalars(step, numbers)
             scorer.print_record(record)
 
-    return [Snapshot(config.eval.every_steps, act)]
+    def act(step: int, state: TrainState) -> None:
+        try:
+            evaluate(step, state)
+        except signals.Stopped:  # the loop asks next, saves and stops; a resumed run goes on with this evaluation
+            pass
+        except (OSError, ValueError, RuntimeError) as error:
+            of_the_training = isinstance(error, SaveError | jax.errors.JaxRuntimeError)
+            if of_the_training or jax.process_count() > 1:  # others would wait for this process
+                raise
+            log.error(
+                "the evaluation of step %d failed, the training goes on: %s. Once that is mended: python -m "
+                "fooddiff.eval run --workdir=%s --step=%d ...",
+                step, error, workdir, step,
+            )  # fmt: skip
+
+    return [Periodic(config.eval.every_steps, act)]
 
 
 def _draw_grids(

@@ -120,7 +120,7 @@ def _write_run(
         "origin": dict(origin),
     }
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(build.first_state(training, key, params), meta, score=None)
+        checkpoints.save(build.first_state(training, key, params), meta)
         checkpoints.wait()
     # Named last: without a checkpoint, a workdir with a config would let training start at random.
     workdirs.write_identity(workdir, config)

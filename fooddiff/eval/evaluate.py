@@ -103,7 +103,7 @@ def features_of(extractor: Extractor, images: ImageSet, name: str) -> Iterator[n
     ) as bar:  # fmt: skip
         for chunk in feature_chunks(
             images.pixels, extractor.extract, identity=identity, folder=folder,
-            progress=bar.update, after_chunk=extractor.after_chunk,
+            progress=lambda done: bar.update(done - bar.n), after_chunk=extractor.after_chunk,
         ):  # fmt: skip
             yield chunk[name]
 
@@ -242,6 +242,11 @@ def _how(extractor: Extractor) -> dict:
 
 def _place(extractor: Extractor, images: ImageSet) -> tuple[Path, dict]:
     """The cache folder of a set's features, and the identity whose hash is its name."""
-    identity = {"images": images.identity["sha256"], **_how(extractor), "features": list(extractor.names)}
+    identity = {
+        "images": images.identity["sha256"],
+        "n": len(images.pixels),
+        **_how(extractor),
+        "features": list(extractor.names),
+    }
     key = sha256_of_json(identity)[:16]
     return extractor.cache_dir / "features" / key, identity

@@ -5,7 +5,6 @@ images.
 """
 
 import functools
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from fooddiff import parallel, processes
+from fooddiff import parallel
 from fooddiff.arrays import Array, Float, Pixels
+from fooddiff.chunks import stored_chunks
 from fooddiff.eval import inception
 from fooddiff.eval.resize import Resize
-from fooddiff.files.atomic import atomic_path
 from fooddiff.xla import jit
 
 CHUNK = 512
@@ -105,19 +104,15 @@ def feature_chunks(
     progress: Callable[[int], object],
     after_chunk: Callable[[], None],
 ) -> Iterator[Features]:
-    """Features of all images, chunk by chunk; chunks that are on disk are read instead of computed.
-
-    A chunk is a pure function of its images, and its file appears whole or not at all. So a run that was
-    killed goes on at the first missing chunk and yields the same bits, and a second run over the same images
-    computes nothing.
+    """Features of all images, chunk by chunk; those that are in the folder are read (see `stored_chunks`).
 
     Args:
         images: n images.
         extract: from `make_extract`.
         identity: JSON-able; everything that the features depend on (images, weights, resize rule, feature
             names).
-        folder: holds the chunks and the identity; None keeps nothing.
-        progress: called with the number of images of every batch that is done.
+        folder: holds the chunks; None keeps nothing.
+        progress: called with the number of images that are done, after every batch and every chunk that was read.
         after_chunk: called after a chunk was computed and stored; what it raises ends the evaluation there.
 
     Yields:
@@ -126,25 +121,19 @@ def feature_chunks(
     Raises:
         ValueError: the folder belongs to another identity, or a chunk in it is damaged.
     """
-    if folder is not None:
-        claimed = {**identity, "images": len(images), "chunk": CHUNK}
-        processes.on_first(lambda: _claim(folder, claimed))
-    for start in range(0, len(images), CHUNK):
-        stop = min(start + CHUNK, len(images))
-        path = folder and folder / f"{start:09d}.npz"
-        if path and processes.first_says(path.exists()):
-            progress(stop - start)
-            yield _read_chunk(path, stop - start)
-            continue
-        batches = []
-        for batch in extract([images[start:stop]]):
+
+    def compute(rows: slice) -> Features:
+        batches, done = [], rows.start
+        for batch in extract([images[rows]]):
             batches.append(batch)
-            progress(len(next(iter(batch.values()))))
-        chunk = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        if path and processes.is_first():
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **chunk)
-        after_chunk()
+            done += len(next(iter(batch.values())))
+            progress(done)
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    done = 0
+    for chunk in stored_chunks(len(images), CHUNK, compute, identity=identity, folder=folder, after_chunk=after_chunk):
+        done += len(next(iter(chunk.values())))
+        progress(done)
         yield chunk
 
 
@@ -158,24 +147,3 @@ def _split(images: Iterable[Pixels], batch_size: int) -> Iterator[np.ndarray]:
 
 def _fetch(n: int, out: dict[str, Array]) -> Features:
     return {name: np.asarray(value)[:n] for name, value in out.items()}
-
-
-def _claim(folder: Path, identity: dict) -> None:
-    path = folder / "identity.json"
-    text = json.dumps(identity, sort_keys=True, indent=1)
-    if not path.exists():
-        with atomic_path(path) as temporary:
-            temporary.write_text(text)
-    elif path.read_text() != text:
-        raise ValueError(f"{folder} holds features of something else (see {path}); give another folder or delete it")
-
-
-def _read_chunk(path: Path, n: int) -> Features:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            chunk = dict(file)
-    except Exception as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it and run again") from error
-    if {len(value) for value in chunk.values()} != {n}:
-        raise ValueError(f"{path} does not hold the features of {n} images; delete it and run again")
-    return chunk

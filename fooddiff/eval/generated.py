@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fooddiff import processes
 from fooddiff.arrays import Key, Params, Pixels
 from fooddiff.eval.images import ImageSet
 from fooddiff.sample.generate import Draw, draw_batches
@@ -49,16 +48,6 @@ def generated_set(
     """
     digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode() + np.ascontiguousarray(ids).tobytes())
     return ImageSet(name, {"kind": "generated", "sha256": digest.hexdigest()}, images, ids[:, 0], class_names)
-
-
-def params_sha256(params: Params) -> str:
-    """Identity of weights: the hash of every parameter's name, shape and float32 values."""
-    digest = hashlib.sha256()
-    for name in sorted(params):
-        value = processes.on_host(params[name]).astype(np.float32)
-        digest.update(f"{name}{value.shape}".encode())
-        digest.update(np.ascontiguousarray(value))
-    return digest.hexdigest()
 
 
 def ids_like(labels: np.ndarray) -> np.ndarray:

@@ -4,9 +4,9 @@ A checkpoint of step k is the directory `checkpoints/<k>` with the items
 
 - `params`: the raw weights;
 - `ema`: every average, by rate;
-- `rest`: step, optimizer, timestep history and metrics, which only training needs;
+- `rest`: step, optimizer, what the task carries and metrics, which only training needs;
 - `meta`: JSON with the config, the class names, the identity of the data, and the SHA-256 of every other item;
-- `metrics`: JSON with the score by which the best checkpoints are kept, where there is one.
+- `metrics`: JSON with the score by which the best checkpoints are kept, once there is one.
 
 Orbax commits a checkpoint whole or not at all, but does not notice bits that flip on the disk later. The hashes do.
 
@@ -14,7 +14,6 @@ Restoring always fills a typed abstract state that carries shardings, so that a 
 loads on whatever devices there are, and indices of lists stay numbers.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +31,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fooddiff import processes
 from fooddiff.arrays import Params, PyTree
+from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.train.state import TrainState
 
@@ -102,21 +102,19 @@ class Checkpoints:
         """The steps that have a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, meta: Mapping[str, Any], *, score: float | None) -> None:
+    def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Starts to save a state in the background; waits for the previous save first.
 
         Args:
             state: the state after step `state.step`.
             meta: what the checkpoint belongs to, as JSON types.
-            score: of these weights, the lower the better; None if they were not scored. One that is not finite is left
-                out.
 
         Raises:
             SaveError: this save could not be started, or an earlier one failed.
         """
         rest = replace(state, params={}, ema={})
-        hashes = {"params": _sha256(state.params), "rest": _sha256(rest)}
-        hashes |= {f"ema/{rate}": _sha256(ema) for rate, ema in state.ema.items()}
+        hashes = {"params": processes.sha256_of(state.params), "rest": processes.sha256_of(rest)}
+        hashes |= {f"ema/{rate}": processes.sha256_of(ema) for rate, ema in state.ema.items()}
         hashes["meta"] = sha256_of_json(meta)
         try:
             started = self._manager.save(
@@ -127,7 +125,6 @@ class Checkpoints:
                     rest=ocp.args.StandardSave(rest),
                     meta=ocp.args.JsonSave({"format": FORMAT, "meta": dict(meta), "sha256": hashes}),
                 ),
-                metrics=None if score is None or not np.isfinite(score) else {"score": score},
             )
         except jax.errors.JaxRuntimeError:  # of the devices, not of the disk: another process may be gone
             raise
@@ -135,6 +132,28 @@ class Checkpoints:
             raise self._save_error(error) from error
         if not started:
             raise SaveError(f"the checkpoint of step {int(state.step)} was not saved: {self.directory} has newer ones")
+
+    def add_score(self, step: int, score: float) -> None:
+        """Notes how good the weights of a checkpoint are; waits until it is committed.
+
+        The next save acts on it, so until then one checkpoint more may be kept.
+
+        Args:
+            step: a step, whose checkpoint may be missing.
+            score: of its weights, the lower the better. One that is not finite is left out.
+
+        Raises:
+            SaveError: it could not be written.
+        """
+        self.wait()
+        if step not in self.steps() or not np.isfinite(score):
+            return
+        path = self.directory / str(step) / "metrics" / "metrics"
+        try:
+            processes.on_first(lambda: write_atomically(path, json.dumps({"score": score}).encode()))
+        except OSError as error:
+            raise self._save_error(error) from error
+        self._manager.reload()
 
     def check(self) -> None:
         """Raises the error of a save that failed in the background; does not wait for one that is under way.
@@ -171,23 +190,29 @@ class Checkpoints:
             like: shapes, dtypes and shardings of the state (see `with_sharding`).
 
         Returns:
-            The state, on the devices that the shardings name.
+            The state, on the devices that the shardings name. Metrics that were not measured yet when it was saved
+            start empty, and those that are not measured any more are left out.
 
         Raises:
             DamagedError: a file is missing, cannot be read or has changed, or a number is not finite.
-            MisfitError: the parameters have other names, shapes or dtypes.
+            MisfitError: the parameters, averages or the optimizer's state have other names, shapes or dtypes.
         """
         _, hashes = self._meta_and_hashes(step)
-        self._check_fit(step, like.params)
+        any_sum = next(iter(like.sums.values()))
+        rest = replace(like, params={}, ema={}, sums=dict.fromkeys(self._saved_tree(step, "rest")["sums"], any_sum))
+        for name, item in {"params": like.params, "ema": like.ema, "rest": rest}.items():
+            self._check_fit(step, name, item)
         items = self._read(
             step,
             params=ocp.args.StandardRestore(like.params),
             ema=ocp.args.StandardRestore(like.ema),
-            rest=ocp.args.StandardRestore(replace(like, params={}, ema={})),
+            rest=ocp.args.StandardRestore(rest),
         )
         self._compare(step, hashes, {"params": items.params, "rest": items.rest})
         self._compare(step, hashes, {f"ema/{rate}": ema for rate, ema in items.ema.items()})
-        return replace(items.rest, params=items.params, ema=items.ema)
+        empty = jax.device_put(np.zeros(any_sum.shape, any_sum.dtype), any_sum.sharding)
+        sums = {name: items.rest.sums.get(name, jnp.copy(empty)) for name in like.sums}
+        return replace(items.rest, params=items.params, ema=items.ema, sums=sums)
 
     def restore_newest(self, like: TrainState, *, accept: Callable[[Mapping[str, Any]], None]) -> TrainState:
         """Restores the newest checkpoint that is sound; names those that are not and moves them out of the way.
@@ -235,16 +260,19 @@ class Checkpoints:
                 log.error("%s is damaged, its checkpoint counts as not scored: %s", path, _first_line(error))
                 self._set_aside(str(path.parent.relative_to(self.directory)))
 
-    def _check_fit(self, step: int, like: Params) -> None:
+    def _saved_tree(self, step: int, item: str) -> PyTree:
+        """Shapes and dtypes of what is saved, in nested dicts and lists."""
         with self._reading(step):
-            saved = _layout(ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "params").tree)
-        wanted = _layout(like)
+            return ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / item).tree
+
+    def _check_fit(self, step: int, item: str, like: PyTree) -> None:
+        saved, wanted = _layout(self._saved_tree(step, item)), _layout(like)
         if different := sorted(name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)):
             name = different[0]
             raise MisfitError(
                 f"the checkpoint of step {step} in {self.directory} does not fit the model: {name} is "
                 f"{saved.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}; in all {len(different)} "
-                f"parameters differ. Use the version of the program that saved it (see versions.json)"
+                f"arrays of its item {item} differ. Use the version of the program that saved it (see versions.json)"
             )
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
@@ -262,7 +290,7 @@ class Checkpoints:
 
     def _compare(self, step: int, hashes: Mapping[str, str], items: Mapping[str, PyTree]) -> None:
         for name, item in items.items():
-            if _sha256(item) != hashes.get(name):
+            if processes.sha256_of(item) != hashes.get(name):
                 raise DamagedError(
                     f"the checkpoint of step {step} in {self.directory} is damaged: {name} is not what was saved"
                 )
@@ -285,7 +313,7 @@ class Checkpoints:
             MisfitError: the parameters have other names, shapes or dtypes.
         """
         _, hashes = self._meta_and_hashes(step)
-        self._check_fit(step, like)
+        self._check_fit(step, "params", like)
         if ema_rate is None:
             params = self._read(step, params=ocp.args.StandardRestore(like)).params
             self._compare(step, hashes, {"params": params})
@@ -346,19 +374,10 @@ def _score(metrics: Mapping[str, float]) -> float:
     return metrics["score"]
 
 
-def _layout(params: PyTree) -> dict[str, str]:
-    """Dtype and shape of every parameter, for instance "float32[3, 64]"."""
-    return {name: f"{jnp.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in params.items()}
-
-
-def _sha256(tree: PyTree) -> str:
-    """Hash of every leaf's place, dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        value = processes.on_host(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value))
-    return digest.hexdigest()
+def _layout(tree: PyTree) -> dict[str, str]:
+    """Dtype and shape of every array, for instance {"opt_state/0/mu/conv_in.bias": "float32[64]"}."""
+    flat = ocp.tree.to_flat_dict(tree, sep="/")
+    return {name: f"{jnp.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in flat.items() if leaf is not None}
 
 
 def _is_finite(tree: PyTree) -> bool:

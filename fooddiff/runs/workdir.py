@@ -19,7 +19,7 @@ from fooddiff.settings import flatten
 MAY_CHANGE = (
     # what a restart may change, since it leaves every step's result as it was, but for rounding
     "train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.max_skipped",
-    "train.shard", "optimizer.cooldown_steps",
+    "train.shard", "train.accumulate", "model.remat", "optimizer.cooldown_steps",
     "data.path", "data.cache_dir", "sample", "eval", "log",
 )  # fmt: skip
 LOCK = ".lock"

@@ -1,4 +1,4 @@
-"""The training loop: snapshots, checkpoint, step, status. Owns the order of events and nothing else."""
+"""The training loop: checkpoint, periodic actions, step, status. Owns the order of events and nothing else."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +14,10 @@ from fooddiff.train.state import TrainState
 from fooddiff.train.step import StepFn
 
 
-class Snapshot(NamedTuple):
+class Periodic(NamedTuple):
     """Something to do every so often with the state, such as drawing a grid.
 
-    A run that was interrupted and goes on at a step asks for that step's snapshots again, so `act` leaves alone what it
+    A run that was interrupted and goes on at a step asks for that step's actions again, so `act` leaves alone what it
     finds done.
     """
 
@@ -41,7 +41,7 @@ def train(
     max_skipped: int,
     record: Callable[[int, Mapping[str, float]], None],
     diagnose: Callable[[TrainState, Batch], str],
-    snapshots: Sequence[Snapshot],
+    periodic: Sequence[Periodic],
     save: Callable[[TrainState], None],
     should_stop: Callable[[], bool],
     show_progress: bool,
@@ -59,7 +59,8 @@ def train(
         max_skipped: consecutive steps with a non-finite gradient after which the run stops.
         record: receives (step, numbers) at log points.
         diagnose: says what is not finite in the step that led to a state.
-        snapshots: what else to do, each at multiples of its own period after the first step.
+        periodic: what else to do, each at multiples of its own period after the first step, and after the last one. The
+            checkpoint of such a step comes first, so that nothing is lost with an action that fails.
         save: saves a checkpoint.
         should_stop: asked before every step; when true, the state is saved as it is and returned.
         show_progress: whether to draw a progress bar.
@@ -75,11 +76,15 @@ def train(
     with tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True, disable=not show_progress) as progress:
         while True:
             pause = time.perf_counter()
-            for snapshot in snapshots:
-                if done > 0 and (done % snapshot.every_steps == 0 or done == steps):
-                    snapshot.act(done, state)
+            saved = done == start
+            if not saved and (done % checkpoint_every == 0 or done == steps):
+                save(state)
+                saved = True
+            for action in periodic:
+                if done > 0 and (done % action.every_steps == 0 or done == steps):
+                    action.act(done, state)
             stopping = should_stop()
-            if done > start and (done % checkpoint_every == 0 or done == steps or stopping):
+            if stopping and not saved:
                 save(state)
             if stopping or done >= steps:
                 return state
