@@ -60,10 +60,15 @@ def zero_conv(in_channels: int, out_channels: int, size: int, *, dtype, rngs: nn
     )  # fmt: skip
 
 
-def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32) -> nnx.Linear:
+def linear(
+    in_features: int, out_features: int,
+    *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, dot_general: Callable = jax.lax.dot_general,
+) -> nnx.Linear:  # fmt: skip
     """A linear layer with the initial distribution of torch.nn.Linear."""
     init = _uniform(1 / math.sqrt(in_features))
-    return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        in_features, out_features, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs, dot_general=dot_general
+    )
 
 
 def _uniform(bound: float) -> Callable:
