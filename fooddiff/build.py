@@ -91,7 +91,10 @@ SOURCES = {
 
 IMAGE_CHANNELS = 3
 
-SECTIONS = {  # fields that are not the arguments of one function, with their types
+SECTIONS = {  # of every task: fields with their types; None where the arguments of a function say them
+    "objective": None,
+    "model": None,
+    "optimizer": None,
     "data": {
         "source": str, "path": str | None, "cache_dir": str, "image_size": int, "flip": bool, "max_unreadable": int,
     },
@@ -100,15 +103,17 @@ SECTIONS = {  # fields that are not the arguments of one function, with their ty
         "steps": int, "batch_size": int, "accumulate": int, "shard": str, "checkpoint_every": int,
         "keep_checkpoints": int | None, "keep_best": int, "max_skipped": int,
     },
+    "log": {"every_steps": int, "wandb_project": str | None},
+}  # fmt: skip
+DIFFUSION_SECTIONS = {
+    "diffusion": None,
     "sample": {"every_steps": int, "classes": tuple[str, ...], "per_class": int, "batch_size": int}
     | {field.name: SamplerSpec.__annotations__[field.name] for field in fields(SamplerSpec)},
     "eval": {
         "every_steps": int, "inception": str | None, "features": tuple[str, ...], "resize": str,
         "per_class": int | None, "weights": tuple[str, ...], "cache_dir": str,
     },
-    "log": {"every_steps": int, "wandb_project": str | None},
 }  # fmt: skip
-FUNCTION_SECTIONS = ("diffusion", "objective", "model", "optimizer")  # whose fields their functions check
 
 
 class DiffusionModel(NamedTuple):
@@ -206,8 +211,13 @@ def _continuous(*, schedule: str, prediction: str, log_snr_range: tuple[float, .
 PROCESSES = {"discrete": _discrete, "continuous": _continuous}
 
 
-def make_training_task(config, model: DiffusionModel) -> Task:
+def _diffusion_task(config, model: DiffusionModel) -> Task:
     """Builds the task from config.objective, which also holds the keyword arguments of the loss function."""
+    if config.train.keep_best and config.eval.inception is None:
+        raise ConfigError(
+            f"config.train.keep_best is {config.train.keep_best}, expected 0 without config.eval.inception, since "
+            f"nothing is scored then"
+        )
     settings = dict(config.objective)
     check_type("objective.label_dropout", label_dropout := settings.pop("label_dropout", 0.0), float)
     if not 0 <= label_dropout < 1 or (label_dropout and model.null_label is None):
@@ -308,10 +318,34 @@ def _learning_rate(
 LEARNING_RATE_FIELDS = tuple(inspect.signature(_learning_rate).parameters)
 
 
+class TaskMaker(NamedTuple):
+    """What is trained: from a config to a model, and to the task that trains it.
+
+    A model is any value with the fields `network` and `num_classes`, which is None where classes play no part.
+    """
+
+    model: Callable[[Any], Any]  # config -> model
+    task: Callable[[Any, Any], Task]  # (config, model) -> task
+    sections: Mapping[str, Mapping[str, Any] | None]  # of the config, besides SECTIONS and as there
+
+
+TASKS = {"diffusion": TaskMaker(make_diffusion_model, _diffusion_task, DIFFUSION_SECTIONS)}
+
+
+def task_of(config) -> str:
+    """The name of what a config trains; configs that do not say it are older than the choice."""
+    return config.get("task", "diffusion")
+
+
+def make_model(config) -> Any:
+    """Builds the model of a config's task; see `TaskMaker`."""
+    return choose("task", task_of(config), TASKS).model(config)
+
+
 class Training(NamedTuple):
     """A model with the functions that train it, none of them compiled yet."""
 
-    model: DiffusionModel
+    model: Any  # of the task, see `TaskMaker`
     init: Callable[[Key], TrainState]
     step: StepFn
     diagnose: Callable[[TrainState, Batch, Key], Mapping[str, Any]]  # see `make_diagnosis`
@@ -327,8 +361,11 @@ def check_config(config) -> None:
     Raises:
         ConfigError: names the field and what is right.
     """
-    check_known("", config, ("seed", "init_from", *SECTIONS, *FUNCTION_SECTIONS))
-    for section, types in SECTIONS.items():
+    sections = SECTIONS | choose("task", task_of(config), TASKS).sections
+    check_known("", config, ("task", "seed", "init_from", *sections))
+    for section, types in sections.items():
+        if types is None:
+            continue
         check_known(section, config[section], types)
         for name, value in config[section].items():
             check_type(f"{section}.{name}", value, types[name])
@@ -343,13 +380,14 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
         raise ConfigError(f"config.seed is {config.seed}, expected a number in [0, 2^32)")
     for field in ("steps", "batch_size", "accumulate", "checkpoint_every", "max_skipped"):
         check_positive(f"train.{field}", train[field])
+    check_positive("log.every_steps", config.log.every_steps)
     if train.keep_checkpoints is not None:
         check_positive("train.keep_checkpoints", train.keep_checkpoints)
     check_type("train.keep_best", train.keep_best, int)
-    if train.keep_best < 0 or (train.keep_best and None in (train.keep_checkpoints, config.eval.inception)):
+    if train.keep_best < 0 or (train.keep_best and train.keep_checkpoints is None):
         raise ConfigError(
             f"config.train.keep_best is {train.keep_best}, expected 0, or a positive number together with "
-            f"config.train.keep_checkpoints (None keeps all) and config.eval.inception (without, nothing is scored)"
+            f"config.train.keep_checkpoints (None keeps all)"
         )
     check_ema_rates(ema.rates)
     check_type("ema.warmup", ema.warmup, bool)
@@ -359,9 +397,10 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
             f"config.train.batch_size {train.batch_size} cannot be divided among {mesh.size} devices times "
             f"{train.accumulate} microbatches: expected a multiple of {share}"
         )
-    model = make_diffusion_model(config)
+    maker = TASKS[task_of(config)]
+    model = maker.model(config)
     replicated, optimizer = parallel.replicated(mesh), make_optimizer(config)
-    task = make_training_task(config, model)
+    task = maker.task(config, model)
     task = task._replace(loss=parallel.gathering(task.loss, replicated))
     averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=_power_lengths(ema))
 
@@ -384,7 +423,7 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
 
 def recipe(config) -> dict[str, Any]:
     """What a model computes from its weights, as JSON types: the network, the process and how its output is read."""
-    sections = {name: config[name].to_dict() for name in ("model", "diffusion")}
+    sections = {name: config[name].to_dict() for name in ("model", "diffusion") if name in config}
     sections["model"].pop("remat", None)  # which changes what is kept in memory alone
     return json.loads(json.dumps(sections | {"image_size": config.data.image_size}))
 
@@ -438,7 +477,7 @@ def make_dataset(config, split: str) -> Dataset:
         cache_dir=data.cache_dir,
         max_unreadable=data.max_unreadable,
     )
-    if config.model.num_classes not in (None, len(dataset.class_names)):
+    if config.model.get("num_classes") not in (None, len(dataset.class_names)):
         raise ConfigError(
             f"config.model.num_classes is {config.model.num_classes}, but {data.source} has "
             f"{len(dataset.class_names)} classes"

@@ -8,16 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fooddiff import build, parallel
-from fooddiff.model.network import abstract_params
 from fooddiff.xla import jit
 
 
 def run(config: ConfigDict) -> None:
     """Prints parameters, FLOPs per step, memory per device and the data plan of a config."""
     mesh = parallel.make_mesh()
-    training = build.make_training(config, mesh)
-    model, n = training.model, config.train.batch_size
-    parameters = sum(math.prod(leaf.shape) for leaf in abstract_params(model.network).values())
+    training, n = build.make_training(config, mesh), config.train.batch_size
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(training.abstract_state.params))
     step = jit(training.step, donate_argnums=0, out_shardings=training.state_sharding)
     compiled = step.lower(*build.abstract_step_arguments(config, training)).compile()
     flops = compiled.cost_analysis()["flops"] * mesh.size

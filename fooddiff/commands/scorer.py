@@ -23,7 +23,7 @@ from fooddiff.eval.weights import load_inception
 from fooddiff.files.hashes import sha256_of, sha256_of_json
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import DamagedError
-from fooddiff.runs.load import ema_rate, load_trained
+from fooddiff.runs.load import check_task, ema_rate, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
@@ -277,7 +277,9 @@ def follow(
 
 
 def _config(workdir: Path) -> ConfigDict:
-    return ConfigDict(workdirs.read_config(workdir / "config.json"))
+    config = ConfigDict(workdirs.read_config(workdir / "config.json"))
+    check_task(config, "diffusion", workdir)
+    return config
 
 
 def already_scored(workdir: Path, scoring: Scoring, reference: ImageSet | Path, step: int, weights: str) -> bool:

@@ -11,7 +11,7 @@ from fooddiff.commands import terminal
 def train(argv: Sequence[str] | None = None) -> None:
     """Trains a config."""
     parser = argparse.ArgumentParser(
-        description="Trains a diffusion model. The same command resumes a run that was interrupted.", allow_abbrev=False
+        description="Trains a model. The same command resumes a run that was interrupted.", allow_abbrev=False
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE.py",

@@ -43,7 +43,7 @@ def export(workdir: Path, *, step: int | None, weights: str, out: Path, half: bo
         raise ValueError(f"--out is {out}, expected a name that ends in {' or '.join(writers)}")
     if out.exists():
         raise FileExistsError(f"{out} already exists and is left as it is: give another --out")
-    trained = load_trained(workdir, step=step, weights=weights, mesh=parallel.make_mesh())
+    trained = load_trained(workdir, step=step, weights=weights, mesh=parallel.make_mesh(), task=None)
     params = {name: np.asarray(value) for name, value in trained.params.items()}
     writers[out.suffix](out, params, trained)
     log.info("wrote %s: step %d, weights %s, %d tensors", out, trained.step, trained.weights, len(params))

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff import parallel
-from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model
+from fooddiff.build import check_ema_rates, make_model, task_of
 from fooddiff.data.sources.source import checked_class_names
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints, choose_step
@@ -21,7 +21,7 @@ class TrainedModel(NamedTuple):
     """A checkpoint's weights with everything that is needed to use them."""
 
     config: ConfigDict
-    model: DiffusionModel
+    model: Any  # of the config's task: a `build.DiffusionModel`, ...
     class_names: tuple[str, ...]
     params: Mapping[str, jax.Array]
     step: int
@@ -29,7 +29,9 @@ class TrainedModel(NamedTuple):
     meta: Mapping[str, Any]
 
 
-def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
+def load_trained(
+    workdir: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh, task: str | None = "diffusion"
+) -> TrainedModel:
     """Loads a model from a checkpoint or from a file of weights; its config comes from there, too.
 
     Args:
@@ -38,13 +40,14 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema" for the first rate of config.ema.rates, or "ema_<rate>".
         mesh: devices to put the weights on, replicated.
+        task: what the model must have been trained for, as config.task names it; None takes any.
 
     Raises:
         FileNotFoundError: no such workdir or checkpoint.
-        WorkdirError: no such average.
+        WorkdirError: no such average, or a model of another task.
     """
     if workdir.is_file():
-        return _load_file(workdir, step, weights, mesh)
+        return _load_file(workdir, step, weights, mesh, task)
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"no run in {workdir}: expected a directory that run_train.py has written, or a .safetensors file"
@@ -53,6 +56,7 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
         step = choose_step(checkpoints, step)
         meta = checkpoints.meta(step)
         config, class_names, model = described(meta, workdir / "checkpoints" / str(step))
+        check_task(config, task, workdir)
         rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
         replicated = parallel.replicated(mesh)
         params = checkpoints.restore_weights(
@@ -62,9 +66,10 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
     return TrainedModel(config, model, class_names, params, step, name, meta)
 
 
-def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
+def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Mesh, task: str | None) -> TrainedModel:
     about, params = read_weights(file)
     config, class_names, model = described(about, file)
+    check_task(config, task, file)
     if step not in (None, about["step"]) or weights not in ("ema", about["weights"]):
         raise WorkdirError(
             f"{file} holds the weights {about['weights']} of step {about['step']}: expected these, got step {step} and "
@@ -78,7 +83,15 @@ def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Me
     return TrainedModel(config, model, class_names, params, about["step"], about["weights"], about)
 
 
-def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[str, ...], DiffusionModel]:
+def check_task(config: ConfigDict, task: str | None, where: Path) -> None:
+    """Raises WorkdirError unless a config trains a task; None accepts any."""
+    if task not in (None, found := task_of(config)):
+        raise WorkdirError(
+            f"{where} holds a model of the task {found!r}, but a model of the task {task!r} is needed here"
+        )
+
+
+def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[str, ...], Any]:
     """Builds the model that a checkpoint's meta describes. The meta may come from anybody.
 
     Args:
@@ -94,7 +107,7 @@ def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[s
     try:
         config, class_names = ConfigDict(meta["config"]), checked_class_names(meta["class_names"], where)
         check_ema_rates(config.ema.rates)
-        model = make_diffusion_model(config)
+        model = make_model(config)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{where} does not describe a model: {error}") from error
     if model.num_classes not in (None, len(class_names)):

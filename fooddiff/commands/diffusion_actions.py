@@ -1,0 +1,151 @@
+"""What the training of a diffusion model does beside its steps: it draws grids and scores samples."""
+
+import logging
+from functools import partial
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fooddiff import build, processes
+from fooddiff.commands import scorer, signals
+from fooddiff.commands.actions import Actions, Surroundings
+from fooddiff.data.cache import Dataset
+from fooddiff.files.atomic import write_atomically
+from fooddiff.runs.checkpoint import SaveError
+from fooddiff.runs.load import class_ids, ema_rate
+from fooddiff.sample.colour import colour_spread, is_suspicious
+from fooddiff.sample.generate import Draw, draw_batches, sample_ids
+from fooddiff.sample.grid import class_grid, png_bytes
+from fooddiff.settings import ConfigError, check_positive
+from fooddiff.train.loop import Periodic
+from fooddiff.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+MAX_REAL_IMAGES = 2000  # whose colours samples are compared with
+GRID_SEED = 0  # the grids of all runs start from the same noise, so that they can be compared
+
+
+def make_actions(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Actions:
+    """The actions that config.sample and config.eval ask for.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+    draws = _grid_draws(config, model, mesh)
+    check_positive("eval.every_steps", config.eval.every_steps)
+    return Actions(
+        check_data=lambda dataset: class_ids(dataset.class_names, tuple(config.sample.classes)),
+        periodic=lambda around: [
+            Periodic(config.sample.every_steps, partial(_draw_grids, config, *draws, around)),
+            *_evaluations(config, draws[0], around),
+        ],
+        next_command="python run_sample.py",
+    )
+
+
+def _grid_draws(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[Draw, Draw | None]:
+    """The compiled sampler of config.sample and, if that guides, the same without guidance."""
+    sample = config.sample
+    for field in ("every_steps", "per_class", "batch_size"):
+        check_positive(f"sample.{field}", sample[field])
+    if sample.batch_size % mesh.size:
+        raise ConfigError(f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices")
+    spec = build.sampler_spec(sample)
+    plain = None if spec.guidance == 1 else build.sampler_spec(sample, guidance=1.0)
+    return build.make_sampler(model, mesh, spec), plain and build.make_sampler(model, mesh, plain)
+
+
+def _evaluations(config: ConfigDict, draw: Draw, around: Surroundings) -> list[Periodic]:
+    """The evaluation during training that config.eval asks for, if any; a step's first number is its score."""
+    if config.eval.inception is None:
+        log.info("no evaluation during training, since config.eval.inception names no Inception weights")
+        return []
+    scoring = scorer.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, around.stop_signal))
+    reference = scorer.reference_of(config)
+    spec = build.sampler_spec(config.sample)
+    rates = [ema_rate(weights, [str(rate) for rate in config.ema.rates]) for weights in config.eval.weights]
+    scoring.ids(reference, around.dataset.class_names)  # raises now what it would raise then
+
+    def evaluate(step: int, state: TrainState) -> None:
+        for i, rate in enumerate(rates):
+            record = scorer.score(
+                scoring,
+                spec,
+                draw,
+                state.params if rate is None else state.ema[rate],
+                step=step,
+                weights="raw" if rate is None else f"ema_{rate}",
+                class_names=around.dataset.class_names,
+                recipe=build.recipe(config),
+                reference=reference,
+                workdir=around.workdir,
+            )
+            numbers = scorer.numbers_of(record)
+            if i == 0:
+                around.add_score(step, next(iter(numbers.values())))
+            around.recorder.scalars(step, numbers)
+            scorer.print_record(record)
+
+    def act(step: int, state: TrainState) -> None:
+        try:
+            evaluate(step, state)
+        except signals.Stopped:  # the loop asks next, saves and stops; a resumed run goes on with this evaluation
+            pass
+        except (OSError, ValueError, RuntimeError) as error:
+            of_the_training = isinstance(error, SaveError | jax.errors.JaxRuntimeError)
+            if of_the_training or jax.process_count() > 1:  # others would wait for this process
+                raise
+            log.error(
+                "the evaluation of step %d failed, the training goes on: %s. Once that is mended: python -m "
+                "fooddiff.eval run --workdir=%s --step=%d ...",
+                step, error, around.workdir, step,
+            )  # fmt: skip
+
+    return [Periodic(config.eval.every_steps, act)]
+
+
+def _draw_grids(
+    config: ConfigDict, draw: Draw, plain_draw: Draw | None, around: Surroundings, step: int, state: TrainState
+) -> None:
+    """Writes samples/step_<step>_<name>.png where it is missing: of the raw weights and of the first average.
+
+    Where config.sample guides, the average draws a second grid without guidance, <weights>_unguided. The mean colours
+    of every grid are compared with those of training images of its classes.
+    """
+    dataset = around.dataset
+    names = tuple(config.sample.classes) or dataset.class_names[:12]
+    classes = class_ids(dataset.class_names, names)
+    ids = sample_ids(classes, config.sample.per_class)
+    key = jax.random.key(GRID_SEED)
+    averages = {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
+    grids = [(name, draw, params) for name, params in ({"raw": state.params} | averages).items()]
+    if plain_draw is not None:
+        grids += [(f"{name}_unguided", plain_draw, params) for name, params in averages.items()]
+    for name, compiled, params in grids:
+        path = around.workdir / "samples" / f"step_{step:07d}_{name}.png"
+        if processes.first_says(path.exists()):
+            continue
+        images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
+        if processes.is_first():
+            grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, png_bytes(grid))
+            around.recorder.picture(step, f"samples/{name}", path)
+            _watch_colours(step, name, images, dataset, classes)
+
+
+def _watch_colours(step: int, name: str, images: np.ndarray, dataset: Dataset, classes: list[int]) -> None:
+    """Warns if the spread of the mean colour of samples is far off that of the data, if that has these classes."""
+    real = np.flatnonzero(np.isin(dataset.labels, classes))
+    if len(real) < 2 or len(images) < 2:
+        return
+    real = real[:: -(-len(real) // MAX_REAL_IMAGES)]
+    ratio = float((colour_spread(images) / colour_spread(dataset.images[real])).mean())
+    if is_suspicious(ratio):
+        log.warning(
+            "step %d, %s: the mean colours of samples spread %.2f times as much as those of real images; "
+            "expected about 1 once a model draws its classes",
+            step, name, ratio,
+        )  # fmt: skip
