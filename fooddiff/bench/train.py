@@ -21,7 +21,7 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     Args:
         config: what to train; its data are not read.
         repetitions: rounds that count.
-        peer: PyTorch, if it is to be compared: improved-diffusion for a UNet, `torch_uvit.py` for a U-ViT.
+        peer: PyTorch, if it is to be compared: improved-diffusion for a UNet, `peer/uvit.py` for a U-ViT.
 
     Returns:
         The numbers by name.

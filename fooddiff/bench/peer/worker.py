@@ -1,7 +1,7 @@
 """Runs in the peer's environment, never in ours: prepares what its argument says, then works once at every line.
 
 It prints the seconds of each piece of work. The peer of a UNet is improved-diffusion, which needs neither `mpi4py` nor
-an installation; that of a U-ViT is `torch_uvit.py`.
+an installation; that of a U-ViT is `uvit.py`.
 """
 
 import json
@@ -36,7 +36,7 @@ def train(settings):
 
 def train_uvit(settings):
     """One step of the cheap recipe with the same network in PyTorch: x_0, min(SNR + 1, 5), AdamW, averages."""
-    from torch_uvit import UViT
+    from uvit import UViT
 
     model = UViT(**settings["model"]).to(memory_format=torch.channels_last)
     params = list(model.parameters())
