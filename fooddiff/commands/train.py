@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import build, keys, parallel, processes
 from fooddiff.arrays import Batch, Key
-from fooddiff.commands import diffusion_actions, signals
+from fooddiff.commands import classifier_actions, diffusion_actions, signals
 from fooddiff.commands.actions import Surroundings
 from fooddiff.data.feed import device_batches
 from fooddiff.runs import workdir as workdirs
@@ -27,7 +27,10 @@ from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
 
-ACTIONS = {"diffusion": diffusion_actions.make_actions}  # of every task of `build.TASKS`
+ACTIONS = {  # of every task of `build.TASKS`
+    "diffusion": diffusion_actions.make_actions,
+    "classifier": classifier_actions.make_actions,
+}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -113,7 +116,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if number := stop_signal(wait=True):
         log.info("stopped at step %d, which is saved; the same command goes on", int(state.step))
         raise signals.Stopped(number)
-    log.info("done. Next: %s --workdir=%s", actions.next_command, workdir)
+    log.info("done. Next: %s", actions.next_command.format(workdir))
 
 
 def _check_room(workdir: Path, needed: int) -> None:
