@@ -87,10 +87,10 @@ def load(path: str | Path | None = None, *, step: int | None = None, weights: st
     """Loads a model.
 
     Args:
-        path: a run's workdir or a .safetensors file of `python -m fooddiff.convert export`; None takes the weights that
-            come with the package.
+        path: a run's workdir or a .safetensors file of `python -m fooddiff.convert export` or `... average`; None takes
+            the weights that come with the package.
         step: which checkpoint of a workdir; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>" of a workdir.
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>" of a workdir.
 
     Returns:
         The model, on all devices.

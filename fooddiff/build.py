@@ -30,7 +30,7 @@ from fooddiff.sample.generate import Draw, make_draw
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
 from fooddiff.train import optimizer
-from fooddiff.train.averages import make_averages
+from fooddiff.train.averages import MAX_LENGTH, MIN_LENGTH, make_averages
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
 from fooddiff.train.task import Task
@@ -363,7 +363,7 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     replicated, optimizer = parallel.replicated(mesh), make_optimizer(config)
     task = make_training_task(config, model)
     task = task._replace(loss=parallel.gathering(task.loss, replicated))
-    averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=_power_lengths(ema))
+    averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=power_lengths(ema))
 
     def init(key: Key) -> TrainState:
         return init_state(key, task, optimizer, averages)
@@ -514,11 +514,12 @@ def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser], 
     return guided
 
 
-def _power_lengths(ema) -> tuple[float, ...]:
+def power_lengths(ema) -> tuple[float, ...]:
+    """Reads config.ema.power_lengths; raises ConfigError unless they are lengths of power averages."""
     lengths = ema.get("power_lengths", ())
     check_type("ema.power_lengths", lengths, tuple[float, ...])
-    if bad := [length for length in lengths if not 0.001 <= length <= 0.28]:
-        raise ConfigError(f"config.ema.power_lengths has {bad[0]}, expected numbers in [0.001, 0.28]")
+    if bad := [length for length in lengths if not MIN_LENGTH <= length <= MAX_LENGTH]:
+        raise ConfigError(f"config.ema.power_lengths has {bad[0]}, expected numbers in [{MIN_LENGTH}, {MAX_LENGTH}]")
     return tuple(lengths)
 
 

@@ -67,7 +67,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workdir", type=Path, required=True, help="the run's directory, or a file of weights that was exported"
     )
-    parser.add_argument("--weights", default="ema", help="raw, ema (the first rate of the config) or ema_<rate>")
+    parser.add_argument(
+        "--weights", default="ema", help="raw, ema (the first rate of the config), ema_<rate> or power_<length>"
+    )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from fooddiff.chunks import stored_chunks
 from fooddiff.commands import signals
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
+from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.load import class_ids, load_trained
 from fooddiff.sample.generate import draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
@@ -46,7 +47,7 @@ def run(
     Args:
         workdir: a run's directory.
         step: checkpoint; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         classes: class names; empty takes all.
         per_class: images per class.
         spec: fields of `SamplerSpec` that replace those of config.sample where they are not None.
@@ -74,7 +75,7 @@ def run(
 
     batch_size = min(batch_size, len(ids))
     batch_size += -batch_size % mesh.size
-    out = workdir / "samples" if out is None else out
+    out = workdirs.outputs(workdir) / "samples" if out is None else out
     made_by = {
         "weights_sha256": processes.sha256_of(trained.params),
         "recipe": build.recipe(trained.config),

@@ -23,7 +23,7 @@ from fooddiff.eval.weights import load_inception
 from fooddiff.files.hashes import sha256_of, sha256_of_json
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import DamagedError
-from fooddiff.runs.load import ema_rate, load_trained
+from fooddiff.runs.load import load_trained, stored_weights
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
@@ -95,7 +95,7 @@ def score(
         draw: the compiled sampler of `spec`.
         params: the weights.
         step: the training step they are from.
-        weights: their name, "raw" or "ema_<rate>".
+        weights: their name, "raw", "ema_<rate>" or "power_<length>".
         class_names: of the model.
         recipe: of the model, see `build.recipe`.
         reference: images or statistics to compare with.
@@ -198,10 +198,10 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
     """Scores one checkpoint and prints the table.
 
     Args:
-        workdir: a run's directory.
+        workdir: a run's directory, or a file of weights.
         scoring: how.
         step: which checkpoint; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         reference: what to compare with; None takes the test split of the data the run was trained on.
 
     Returns:
@@ -212,6 +212,7 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
     draw = build.make_sampler(trained.model, mesh, spec)
+    outputs = workdirs.outputs(workdir)
     record = score(
         scoring,
         spec,
@@ -222,9 +223,9 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
         class_names=trained.class_names,
         recipe=build.recipe(trained.config),
         reference=reference_of(trained.config) if reference is None else reference,
-        workdir=workdir,
+        workdir=outputs,
     )
-    with Recorder(workdir, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
+    with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
         recorder.scalars(trained.step, numbers_of(record))
     print_record(record)
     return record
@@ -246,7 +247,7 @@ def follow(
     Args:
         workdir: a run's directory; waits for it to appear.
         scoring: how.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         reference: what to compare with; None takes the test split of the run's data.
         poll_seconds: how long to wait between two looks, in seconds.
         stop_if_asked: called while waiting; ends the command by what it raises.
@@ -284,8 +285,7 @@ def already_scored(workdir: Path, scoring: Scoring, reference: ImageSet | Path, 
     """Whether a record of this step, these weights and this way of scoring exists."""
     config = _config(workdir)
     spec = build.sampler_spec(config.sample, **scoring.sampling)
-    rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
-    name = "raw" if rate is None else f"ema_{rate}"
+    name, _ = stored_weights(weights, config.ema)
     any_n = record_path(workdir, scoring, spec, build.recipe(config), reference, step, name, "*").name
     return any((workdir / "eval").glob(any_n))
 

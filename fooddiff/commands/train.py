@@ -21,7 +21,7 @@ from fooddiff.files.atomic import write_atomically
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import Checkpoints, SaveError
 from fooddiff.runs.fine_tune import starting_weights
-from fooddiff.runs.load import class_ids, described, ema_rate, load_trained
+from fooddiff.runs.load import class_ids, described, load_trained, stored_weights
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.colour import colour_spread, is_suspicious
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
@@ -221,18 +221,18 @@ def _evaluations(
     scoring = scorer.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, stop_signal))
     reference = scorer.reference_of(config)
     spec = build.sampler_spec(config.sample)
-    rates = [ema_rate(weights, [str(rate) for rate in config.ema.rates]) for weights in config.eval.weights]
+    all_weights = [stored_weights(weights, config.ema) for weights in config.eval.weights]
     scoring.ids(reference, class_names)  # raises now what it would raise then
 
     def evaluate(step: int, state: TrainState) -> None:
-        for i, rate in enumerate(rates):
+        for i, (name, average) in enumerate(all_weights):
             record = scorer.score(
                 scoring,
                 spec,
                 draw,
-                state.params if rate is None else state.ema[rate],
+                state.params if average is None else state.ema[average],
                 step=step,
-                weights="raw" if rate is None else f"ema_{rate}",
+                weights=name,
                 class_names=class_names,
                 recipe=build.recipe(config),
                 reference=reference,

@@ -1,6 +1,7 @@
 """From a run's directory, or a file of weights, to a model: its config, its classes and its parameters."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff import parallel
-from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model
+from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model, power_lengths
 from fooddiff.data.sources.source import checked_class_names
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints, choose_step
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.runs.workdir import WorkdirError
+from fooddiff.train.averages import power_name
+
+log = logging.getLogger(__name__)
 
 
 class TrainedModel(NamedTuple):
@@ -25,7 +29,7 @@ class TrainedModel(NamedTuple):
     class_names: tuple[str, ...]
     params: Mapping[str, jax.Array]
     step: int
-    weights: str  # "raw" or "ema_<rate>"
+    weights: str  # "raw", "ema_<rate>" or "power_<length>"
     meta: Mapping[str, Any]
 
 
@@ -36,7 +40,7 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
         workdir: a run's directory, or a file of `python -m fooddiff.convert export`, which has one step and one set of
             weights.
         step: which checkpoint; None takes the newest.
-        weights: "raw", "ema" for the first rate of config.ema.rates, or "ema_<rate>".
+        weights: "raw", "ema" for the first rate of config.ema.rates, "ema_<rate>" or "power_<length>".
         mesh: devices to put the weights on, replicated.
 
     Raises:
@@ -53,12 +57,11 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
         step = choose_step(checkpoints, step)
         meta = checkpoints.meta(step)
         config, class_names, model = described(meta, workdir / "checkpoints" / str(step))
-        rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
+        name, average = stored_weights(weights, config.ema)
         replicated = parallel.replicated(mesh)
         params = checkpoints.restore_weights(
-            step, parallel.with_sharding(abstract_params(model.network), replicated), rate
+            step, parallel.with_sharding(abstract_params(model.network), replicated), average
         )
-    name = "raw" if rate is None else f"ema_{rate}"
     return TrainedModel(config, model, class_names, params, step, name, meta)
 
 
@@ -94,6 +97,7 @@ def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[s
     try:
         config, class_names = ConfigDict(meta["config"]), checked_class_names(meta["class_names"], where)
         check_ema_rates(config.ema.rates)
+        power_lengths(config.ema)
         model = make_diffusion_model(config)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{where} does not describe a model: {error}") from error
@@ -102,21 +106,25 @@ def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[s
     return config, class_names, model
 
 
-def ema_rate(weights: str, rates: Sequence[str]) -> str | None:
-    """Translates the name of weights, "raw", "ema" or "ema_<rate>", to a rate; None means the raw weights.
+def stored_weights(weights: str, ema: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Finds weights among those of a checkpoint.
+
+    Args:
+        weights: "raw", "ema" for the first rate, "ema_<rate>" or "power_<length>".
+        ema: config.ema.
+
+    Returns:
+        Their whole name, and the average's name in the state; None means the raw weights.
 
     Raises:
-        WorkdirError: there is no such average.
+        WorkdirError: there are no such weights.
     """
-    if weights == "raw":
-        return None
-    if weights == "ema" and rates:
-        return rates[0]
-    if weights.removeprefix("ema_") in rates:
-        return weights.removeprefix("ema_")
-    raise WorkdirError(
-        f"no weights {weights!r} in the checkpoint: expected {', '.join(['raw', *(f'ema_{rate}' for rate in rates)])}"
-    )
+    known = {"raw": None} | {f"ema_{rate}": str(rate) for rate in ema["rates"]}
+    known |= {power_name(length): power_name(length) for length in power_lengths(ema)}
+    name = f"ema_{ema['rates'][0]}" if weights == "ema" and ema["rates"] else weights
+    if name not in known:
+        raise WorkdirError(f"no weights {weights!r} in the checkpoint: expected {', '.join(known)}")
+    return name, known[name]
 
 
 def class_ids(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
