@@ -460,28 +460,31 @@ def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
     return replace(spec, interval=None, rescale=0.0) if spec.guidance == 1 else spec  # which belong to guidance
 
 
-def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec) -> Draw:
+def make_sampler(
+    model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec, guide: DiffusionModel | None = None
+) -> Draw:
     """Builds the compiled sampler of a spec.
+
+    Args:
+        model: what draws.
+        mesh: devices, with an axis "data".
+        spec: how.
+        guide: a model to move away from, in place of the model's own null label.
+
+    Returns:
+        The sampler. With a guide its parameters are those of both: (the model's, the guide's).
 
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
     """
-    sampler = choose("sample.sampler", spec.sampler, SAMPLERS)
-    if not 0 <= spec.eta <= 1:
-        raise ConfigError(f"eta is {spec.eta}, expected a number in [0, 1]")
-    if spec.sampler == "ddim":
-        sampler = partial(sampler, eta=spec.eta)
-    elif spec.sampler == "heun":
-        if spec.eta and model.process is not None:
-            raise ConfigError(f"eta is {spec.eta}, but heun adds noise in continuous time only")
-        sampler = partial(sampler, churn=spec.eta * samplers.MAX_CHURN, level_of=continuous.level_of)
-    elif spec.eta:
-        raise ConfigError(f"eta is {spec.eta}, but only the samplers 'ddim' and 'heun' have one")
-
-    guide = _guidance(model, spec)
+    sampler = _sampler(model, spec)
+    _check_guidance(model, spec, guide)
 
     def denoiser_of(params: Params) -> Denoiser:
-        return denoiser.clipped(guide(model.denoiser(partial(model.network.apply, params))))
+        if guide is None:
+            return denoiser.clipped(_guided(model, spec, _denoiser(model, params), None))
+        params, guide_params = params
+        return denoiser.clipped(_guided(model, spec, _denoiser(model, params), _denoiser(guide, guide_params)))
 
     return make_draw(
         sampler,
@@ -493,25 +496,47 @@ def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSp
     )
 
 
-def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser], Denoiser]:
-    """What a spec makes of a denoiser."""
+def _sampler(model: DiffusionModel, spec: SamplerSpec) -> samplers.Sampler:
+    sampler = choose("sample.sampler", spec.sampler, SAMPLERS)
+    if not 0 <= spec.eta <= 1:
+        raise ConfigError(f"eta is {spec.eta}, expected a number in [0, 1]")
+    if spec.sampler == "ddim":
+        return partial(sampler, eta=spec.eta)
+    if spec.sampler == "heun":
+        if spec.eta and model.process is not None:
+            raise ConfigError(f"eta is {spec.eta}, but heun adds noise in continuous time only")
+        return partial(sampler, churn=spec.eta * samplers.MAX_CHURN, level_of=continuous.level_of)
+    if spec.eta:
+        raise ConfigError(f"eta is {spec.eta}, but only the samplers 'ddim' and 'heun' have one")
+    return sampler
+
+
+def _denoiser(model: DiffusionModel, params: Params) -> Denoiser:
+    return model.denoiser(partial(model.network.apply, params))
+
+
+def _check_guidance(model: DiffusionModel, spec: SamplerSpec, guide: DiffusionModel | None) -> None:
     if spec.guidance == 1:
-        return lambda denoise: denoise
-    if model.null_label is None:
+        if guide is not None:
+            raise ConfigError("a guide is given, but guidance is 1, which is off: give --guidance=2, for instance")
+        return
+    if guide is None and model.null_label is None:
         raise ConfigError(
             f"guidance is {spec.guidance}, but this model knows no null label: train with config.model.null_label and "
-            f"config.objective.label_dropout, or take --guidance=1"
+            f"config.objective.label_dropout, give another model as --guide, or take --guidance=1"
         )
     if spec.guidance < 0 or not 0 <= spec.rescale <= 1:
         raise ConfigError(f"expected guidance >= 0 and rescale in [0, 1], got {spec.guidance} and {spec.rescale}")
     if spec.interval is not None and not (len(spec.interval) == 2 and spec.interval[0] < spec.interval[1]):
         raise ConfigError(f"interval is {spec.interval}, expected two ascending log SNRs")
 
-    def guided(denoise: Denoiser) -> Denoiser:
-        guide = guidance.unconditional(denoise, model.null_label)
-        return guidance.guided(denoise, guide, scale=spec.guidance, interval=spec.interval, rescale=spec.rescale)
 
-    return guided
+def _guided(model: DiffusionModel, spec: SamplerSpec, denoise: Denoiser, guide: Denoiser | None) -> Denoiser:
+    """What a spec makes of a denoiser; without a guide of its own the null label is one."""
+    if spec.guidance == 1:
+        return denoise
+    guide = guidance.unconditional(denoise, model.null_label) if guide is None else guide
+    return guidance.guided(denoise, guide, scale=spec.guidance, interval=spec.interval, rescale=spec.rescale)
 
 
 def power_lengths(ema) -> tuple[float, ...]:

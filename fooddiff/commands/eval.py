@@ -165,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = subcommands.add_parser("run", parents=[scoring, metrics, features], help=run.__doc__)
     shared.add_checkpoint(command)
+    shared.add_guide(command)
     command.set_defaults(run=run)
 
     command = subcommands.add_parser("follow", parents=[scoring, metrics, features], help=follow.__doc__)

@@ -85,9 +85,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=int, help="levels of noise along the way")
     group.add_argument("--spacing", help="of these levels: evenly in time or log_snr, or karras")
     group.add_argument("--eta", type=float, help="stochasticity of ddim and heun, from 0 to 1")
-    group.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 is off")
-    group.add_argument("--interval", type=_numbers, help="log SNRs between which to guide, for instance -4,4")
     group.add_argument("--rescale", type=float, help="share of a guided image's deviation that is brought back, 0 to 1")
+
+
+def add_guide(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name another model as the guide."""
+    group = parser.add_argument_group("guide", "another model, from which --guidance moves away; else the null label")
+    group.add_argument("--guide", type=Path, help="its workdir or file of weights; of a workdir the averaged weights")
+    group.add_argument("--guide_step", type=int, help="which checkpoint of that workdir; the newest if not given")
 
 
 def sampling(flags: argparse.Namespace) -> dict[str, Any]:

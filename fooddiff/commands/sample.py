@@ -18,7 +18,7 @@ from fooddiff.commands import signals
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.load import class_ids, load_trained
+from fooddiff.runs.load import all_params, class_ids, load_guide, load_trained
 from fooddiff.sample.generate import draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 
@@ -37,6 +37,8 @@ def run(
     batch_size: int,
     single_files: bool,
     out: Path | None,
+    guide: Path | None = None,
+    guide_step: int | None = None,
 ) -> None:
     """Writes `<name>.png`, `<name>.npz` and `<name>/<class>/<i>.png` into `out`.
 
@@ -55,6 +57,8 @@ def run(
         batch_size: images per call of the compiled sampler, rounded up to the number of devices.
         single_files: also write every image as a PNG of its own.
         out: directory for the files; None takes workdir/samples.
+        guide: a workdir or a file of weights, whose averaged weights guide in place of the null label; None for none.
+        guide_step: checkpoint of the guide; None takes the newest.
 
     Raises:
         FileNotFoundError: no such workdir or checkpoint.
@@ -68,7 +72,9 @@ def run(
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     sampler = build.sampler_spec(trained.config.sample, **spec)
-    draw = build.make_sampler(trained.model, mesh, sampler)
+    guide = load_guide(guide, step=guide_step, guided=trained, mesh=mesh)
+    draw = build.make_sampler(trained.model, mesh, sampler, guide and guide.model)
+    params = all_params(trained.params, guide)
     names = tuple(classes) or trained.class_names
     wanted = class_ids(trained.class_names, names)
     ids = sample_ids(wanted, per_class)
@@ -83,13 +89,13 @@ def run(
         "seed": seed,
         "batch_size": batch_size,
         "ids": ids.tolist(),
-    }
+    } | ({} if guide is None else {"guide": guide.identity})
     what = f"step_{trained.step:07d}_{trained.weights}_{sampler.name}_seed{seed}_n{len(ids)}"
     stem = f"{what}_{sha256_of_json(made_by)[:8]}"
     unfinished = out / f"{stem}.partial"
 
     def draw_rows(rows: slice) -> dict[str, np.ndarray]:
-        (images,) = draw_batches(draw, trained.params, jax.random.key(seed), ids[rows], batch_size)
+        (images,) = draw_batches(draw, params, jax.random.key(seed), ids[rows], batch_size)
         return {"images": images}
 
     batches = []

@@ -23,7 +23,7 @@ from fooddiff.eval.weights import load_inception
 from fooddiff.files.hashes import sha256_of, sha256_of_json
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import DamagedError
-from fooddiff.runs.load import load_trained, stored_weights
+from fooddiff.runs.load import Guide, all_params, load_guide, load_trained, stored_weights
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
@@ -86,6 +86,7 @@ def score(
     recipe: Mapping[str, Any],
     reference: ImageSet | Path,
     workdir: Path,
+    guide: Guide | None = None,
 ) -> dict:
     """Draws class-balanced samples of some weights, scores them and writes the record.
 
@@ -100,6 +101,7 @@ def score(
         recipe: of the model, see `build.recipe`.
         reference: images or statistics to compare with.
         workdir: the run's directory; receives eval/<name>.json.
+        guide: what `draw` was built with.
 
     Returns:
         The record.
@@ -113,8 +115,8 @@ def score(
         "sampling": spec.to_json(),
         "seed": scoring.seed,
         "batch_size": scoring.batch_size,
-    }
-    images = GeneratedImages(draw, params, jax.random.key(scoring.seed), ids, scoring.batch_size)
+    } | _by(guide)
+    images = GeneratedImages(draw, all_params(params, guide), jax.random.key(scoring.seed), ids, scoring.batch_size)
     samples = generated_set(images, ids, tuple(class_names), f"step {step:,} {weights}", made_by)
     record = evaluate(
         samples,
@@ -148,6 +150,7 @@ def record_path(
     step: int,
     weights: str,
     n: str,
+    guide: Guide | None = None,
 ) -> Path:
     """Where the record of one evaluation lies.
 
@@ -164,9 +167,13 @@ def record_path(
         "metrics": sorted(scoring.metrics),
         "kid": [scoring.kid_subsets, scoring.kid_subset_size],
         "reference": sha256_of(reference) if isinstance(reference, Path) else reference.identity["sha256"],
-    }
+    } | _by(guide)
     what = f"step_{step:07d}_{weights}_{spec.name}_seed{scoring.seed}_n{n}"
     return workdir / "eval" / f"{what}_{sha256_of_json(how)[:8]}.json"
+
+
+def _by(guide: Guide | None) -> dict[str, Any]:
+    return {} if guide is None else {"guide": guide.identity}
 
 
 def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scoring:
@@ -194,7 +201,16 @@ def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scori
     )
 
 
-def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, reference: ImageSet | Path | None) -> dict:
+def run(
+    workdir: Path,
+    scoring: Scoring,
+    *,
+    step: int | None,
+    weights: str,
+    reference: ImageSet | Path | None,
+    guide: Path | None = None,
+    guide_step: int | None = None,
+) -> dict:
     """Scores one checkpoint and prints the table.
 
     Args:
@@ -203,6 +219,8 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         reference: what to compare with; None takes the test split of the data the run was trained on.
+        guide: the workdir or file of a model to move away from in place of the null label.
+        guide_step: checkpoint of the guide; None takes the newest.
 
     Returns:
         The record.
@@ -211,7 +229,8 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
-    draw = build.make_sampler(trained.model, mesh, spec)
+    guiding = load_guide(guide, step=guide_step, guided=trained, mesh=mesh)
+    draw = build.make_sampler(trained.model, mesh, spec, guiding and guiding.model)
     outputs = workdirs.outputs(workdir)
     record = score(
         scoring,
@@ -224,6 +243,7 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
         recipe=build.recipe(trained.config),
         reference=reference_of(trained.config) if reference is None else reference,
         workdir=outputs,
+        guide=guiding,
     )
     with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
         recorder.scalars(trained.step, numbers_of(record))

@@ -43,6 +43,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--classes", type=shared.names, default=[], help="class names with commas; all if not given")
     parser.add_argument("--per_class", type=int, default=8, help="images per class (default: 8)")
     shared.add_sampling(parser)
+    shared.add_guide(parser)
     parser.add_argument("--seed", type=int, default=0, help="image i of a class depends on (seed, class, i) only")
     parser.add_argument("--batch_size", type=int, default=64, help="images per call of the compiled sampler")
     parser.add_argument("--single_files", action="store_true", help="also write every image as a PNG of its own")
@@ -59,6 +60,8 @@ def sample(argv: Sequence[str] | None = None) -> None:
             classes=flags.classes,
             per_class=flags.per_class,
             spec=shared.sampling(flags),
+            guide=flags.guide,
+            guide_step=flags.guide_step,
             seed=flags.seed,
             batch_size=flags.batch_size,
             single_files=flags.single_files,

@@ -150,7 +150,7 @@ def read_distances(path: Path) -> list[Distance]:
                     resize=str(record["resize"]),
                     reference=str(reference["name"]),
                     reference_sha256=str(reference["identity"]["sha256"]),
-                    sampler=SamplerSpec(**made_by["sampling"]).name,
+                    sampler=SamplerSpec(**made_by["sampling"]).name + _guide(made_by.get("guide")),
                 ),
                 step=int(made_by["step"]),
                 weights=str(made_by["weights"]),
@@ -164,6 +164,12 @@ def read_distances(path: Path) -> list[Distance]:
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{path} is not a record of an evaluation: {error!r}") from error
+
+
+def _guide(guide: Mapping[str, Any] | None) -> str:
+    if guide is None:
+        return ""
+    return f" by step {guide['step']} {guide['weights']} ({guide['weights_sha256'][:8]})"
 
 
 def read_floors(path: Path) -> list[Floor]:

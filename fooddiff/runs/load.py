@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fooddiff import parallel
-from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model, power_lengths
+from fooddiff import parallel, processes
+from fooddiff.arrays import Params
+from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model, power_lengths, recipe
 from fooddiff.data.sources.source import checked_class_names
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints, choose_step
@@ -79,6 +80,75 @@ def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Me
     replicated = parallel.replicated(mesh)
     params = {name: jax.device_put(value.astype(np.float32), replicated) for name, value in params.items()}
     return TrainedModel(config, model, class_names, params, about["step"], about["weights"], about)
+
+
+class Guide(NamedTuple):
+    """A model that another one moves away from (autoguidance, Karras et al. 2024, arXiv 2406.02507)."""
+
+    model: DiffusionModel
+    params: Params
+    identity: Mapping[str, Any]  # for records
+
+
+def make_guide(guide: TrainedModel, guided: TrainedModel) -> Guide:
+    """Makes a model the guide of another one. Their networks and what these predict may differ.
+
+    Raises:
+        WorkdirError: they differ in the images that they draw, their classes or the process.
+    """
+    for what, of in (
+        ("classes", lambda trained: trained.model.num_classes and trained.class_names),
+        ("image size", lambda trained: trained.config.data.image_size),
+        ("process", _process),
+    ):
+        if of(guide) != of(guided):
+            raise WorkdirError(
+                f"the guide does not fit this model. Its {what}: {_short(of(guide))}; this model's: "
+                f"{_short(of(guided))}"
+            )
+    identity = {
+        "weights_sha256": processes.sha256_of(guide.params),
+        "recipe": recipe(guide.config),
+        "step": guide.step,
+        "weights": guide.weights,
+    }
+    return Guide(guide.model, guide.params, identity)
+
+
+def load_guide(
+    path: Path | None, *, step: int | None, guided: TrainedModel, mesh: jax.sharding.Mesh
+) -> Guide | None:  # fmt: skip
+    """Loads the averaged weights of another model as the guide of one; none if there is no path.
+
+    Raises:
+        WorkdirError: see `make_guide`; or a step is given and no path.
+    """
+    if path is None:
+        if step is not None:
+            raise WorkdirError(f"--guide_step is {step}, but no --guide is given")
+        return None
+    guide = load_trained(path, step=step, weights="ema", mesh=mesh)
+    log.info("guided by step %d of %s, weights %s", guide.step, path, guide.weights)
+    return make_guide(guide, guided)
+
+
+def _process(trained: TrainedModel) -> dict[str, Any]:
+    of_the_network = ("prediction", "variance")
+    return {"time": "discrete"} | {
+        name: value for name, value in recipe(trained.config)["diffusion"].items() if name not in of_the_network
+    }
+
+
+def _short(value: Any) -> str:
+    """Settings as they are; of many class names the first."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    return f"{len(value)} ({', '.join(value[:3])}, ...)" if isinstance(value, tuple) else str(value)
+
+
+def all_params(params: Params, guide: Guide | None) -> Params:
+    """What a sampler with or without a guide takes as its parameters."""
+    return params if guide is None else (params, guide.params)
 
 
 def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[str, ...], DiffusionModel]:
