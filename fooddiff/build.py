@@ -19,7 +19,7 @@ from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
 from fooddiff.diffusion import continuous, denoiser, discrete, guidance, losses, samplers, weights
 from fooddiff.diffusion import schedule as schedules
-from fooddiff.diffusion.denoiser import Denoiser
+from fooddiff.diffusion.denoiser import Denoiser, Prediction
 from fooddiff.diffusion.discrete import GaussianDiffusion
 from fooddiff.diffusion.level import Transition
 from fooddiff.eval import resize
@@ -494,6 +494,21 @@ def make_sampler(
         conditional=model.num_classes is not None,
         mesh=mesh,
     )
+
+
+def network_calls(model: DiffusionModel, spec: SamplerSpec) -> int:
+    """How often networks are called for one image, guides included: counted in a run of the sampler without any."""
+    calls = []
+
+    def counted(x_t, level, cond):
+        jax.debug.callback(lambda: calls.append(1))
+        return Prediction(x_t, x_t, None)
+
+    pixel = jnp.zeros((1, 1, 1, 1))
+    sampler, steps, denoise = _sampler(model, spec), model.steps(spec), _guided(model, spec, counted, counted)
+    jit(lambda x_T: sampler(denoise, steps, x_T, lambda _: pixel, {}))(pixel)
+    jax.effects_barrier()
+    return len(calls)
 
 
 def _sampler(model: DiffusionModel, spec: SamplerSpec) -> samplers.Sampler:

@@ -129,7 +129,8 @@ def score(
         made_by=made_by,
         versions=workdirs.versions(),
     )
-    path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)))
+    record["samples"]["seconds_per_image"] = images.seconds_per_image()
+    path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)), guide)
     processes.on_first(lambda: results.write_record(path, record))
     return record
 
