@@ -26,7 +26,9 @@ from fooddiff.eval import resize
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
+from fooddiff.sample import one_step
 from fooddiff.sample.generate import Draw, make_draw
+from fooddiff.sample.one_step import OneStep
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
 from fooddiff.train import optimizer
@@ -494,6 +496,23 @@ def make_sampler(
         conditional=model.num_classes is not None,
         mesh=mesh,
     )
+
+
+def make_one_step(model: DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[OneStep, list[str]]:
+    """Builds the compiled prediction of x_0 at the levels nearest to `one_step.LOG_SNRS`, and their captions."""
+    if model.process is None:
+        levels = continuous.level_of(jnp.array(one_step.LOG_SNRS))
+    else:
+        distances = np.abs(np.asarray(model.process.log_snr)[:, None] - one_step.LOG_SNRS)
+        levels = discrete.level_at(model.process, jnp.asarray(distances.argmin(axis=0)))
+    made = one_step.make_one_step(
+        lambda params: denoiser.clipped(_denoiser(model, params)),
+        levels,
+        model.codec,
+        conditional=model.num_classes is not None,
+        mesh=mesh,
+    )
+    return made, one_step.captions(levels)
 
 
 def network_calls(model: DiffusionModel, spec: SamplerSpec) -> int:
