@@ -202,8 +202,20 @@ def test_dry_run_reports_and_touches_nothing(workspace, tmp_path, capsys):
     parameters = sum(leaf.size for leaf in load_trained(
         workspace / "run", step=4, weights="raw", mesh=parallel.make_mesh()).params.values())  # fmt: skip
     assert f"{parameters:,}" in printed
-    assert "FLOPs per step" in printed
+    assert all(f"{what} " in printed for what in ("FLOP per image", "FLOP per step", "the whole run"))
+    measured = " ".join(printed.split()).partition("Measured here, now, on made-up images: ")[2]
+    assert float(measured.split()[0]) > 0
+    assert "hours of such steps" in measured
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("free", "said"), [(10, "is 0.00 GB, a step needs"), (None, "is not known")])
+def test_dry_run_times_nothing_where_memory_may_not_do(tmp_path, capsys, monkeypatch, free, said):
+    monkeypatch.setattr(dry_run, "_free_bytes", lambda mesh: free)
+    dry_run.run(tiny.config(tmp_path))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"No step was timed: the memory left on a device {said}" in printed
+    assert "Measured" not in printed
 
 
 def test_command_lines(trained, tmp_path):

@@ -19,7 +19,9 @@ def train(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--workdir", type=Path, help="where the run's files go")
     parser.add_argument(
-        "--dry_run", action="store_true", help="print parameters, FLOPs, memory and the data plan, and stop"
+        "--dry_run",
+        action="store_true",
+        help="print parameters, FLOP, memory and the data plan, time steps, and stop",
     )
     shared.add_distributed(parser)
     flags = shared.parse(parser, argv)
