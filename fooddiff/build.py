@@ -19,7 +19,7 @@ from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
 from fooddiff.diffusion import continuous, denoiser, discrete, guidance, losses, samplers, weights
 from fooddiff.diffusion import schedule as schedules
-from fooddiff.diffusion.denoiser import Denoiser
+from fooddiff.diffusion.denoiser import Denoiser, Prediction
 from fooddiff.diffusion.discrete import GaussianDiffusion
 from fooddiff.diffusion.level import Level, Transition, clean_level
 from fooddiff.eval import resize
@@ -27,12 +27,14 @@ from fooddiff.model.classifier import Classifier
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
+from fooddiff.sample import one_step
 from fooddiff.sample.generate import Draw, make_draw
+from fooddiff.sample.one_step import OneStep
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
 from fooddiff.train import optimizer
 from fooddiff.train import times as levels
-from fooddiff.train.averages import make_averages
+from fooddiff.train.averages import MAX_LENGTH, MIN_LENGTH, make_averages
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
 from fooddiff.train.task import Task
@@ -487,7 +489,7 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     replicated, optimizer = parallel.replicated(mesh), make_optimizer(config)
     task = maker.task(config, model)
     task = task._replace(loss=parallel.gathering(task.loss, replicated))
-    averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=_power_lengths(ema))
+    averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=power_lengths(ema))
 
     def init(key: Key) -> TrainState:
         return init_state(key, task, optimizer, averages)
@@ -607,23 +609,33 @@ def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
     return replace(spec, interval=None, rescale=0.0) if spec.guidance == 1 else spec  # which belong to guidance
 
 
-class WithClassifier(NamedTuple):
-    """The parameters of a sampler that a classifier guides."""
+class GuidedParams(NamedTuple):
+    """The parameters of a sampler that other networks guide; None where there is no such network."""
 
     params: Params
-    classifier: Params
+    guide: Params | None
+    classifier: Params | None
 
 
 def make_sampler(
-    model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec, *, classifier: ClassifierModel | None = None
+    model: DiffusionModel,
+    mesh: jax.sharding.Mesh,
+    spec: SamplerSpec,
+    *,
+    guide: DiffusionModel | None = None,
+    classifier: ClassifierModel | None = None,
 ) -> Draw:
     """Builds the compiled sampler of a spec.
 
     Args:
         model: what is sampled.
-        mesh: devices.
+        mesh: devices, with an axis "data".
         spec: how.
-        classifier: what spec.classifier_scale guides by; the sampler's parameters are then a `WithClassifier`.
+        guide: a model to move away from, in place of the model's own null label.
+        classifier: what spec.classifier_scale guides by.
+
+    Returns:
+        The sampler. With a guide or a classifier its parameters are `GuidedParams`.
 
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
@@ -633,36 +645,24 @@ def make_sampler(
             f"classifier_scale is {spec.classifier_scale} with{'out' if classifier is None else ''} a classifier: "
             f"expected both --classifier=WORKDIR and --classifier_scale, or neither"
         )
-    sampler = choose("sample.sampler", spec.sampler, SAMPLERS)
-    if not 0 <= spec.eta <= 1:
-        raise ConfigError(f"eta is {spec.eta}, expected a number in [0, 1]")
-    if spec.sampler == "ddim":
-        sampler = partial(sampler, eta=spec.eta)
-    elif spec.sampler == "heun":
-        if spec.eta and model.process is not None:
-            raise ConfigError(f"eta is {spec.eta}, but heun adds noise in continuous time only")
-        sampler = partial(sampler, churn=spec.eta * samplers.MAX_CHURN, level_of=continuous.level_of)
-    elif spec.eta:
-        raise ConfigError(f"eta is {spec.eta}, but only the samplers 'ddim' and 'heun' have one")
+    sampler = _sampler(model, spec)
+    _check_guidance(model, spec, guide)
 
-    guide = _guidance(model, spec)
-
-    def denoiser_of(params: Params) -> Denoiser:
-        return denoiser.clipped(guide(model.denoiser(partial(model.network.apply, params))))
-
-    def sampler_of(params: Params) -> Callable:
-        return partial(sampler, denoiser_of(params))
-
-    def pulled_sampler_of(params: WithClassifier) -> Callable:
+    def sampler_of(given: Params | GuidedParams) -> Callable:
+        params = GuidedParams(given, None, None) if guide is None and classifier is None else given
+        other = None if guide is None else _denoiser(guide, params.guide)
+        denoise = denoiser.clipped(_guided(model, spec, _denoiser(model, params.params), other))
+        if classifier is None:
+            return partial(sampler, denoise)
         log_prob = _classifier_log_prob(classifier, params.classifier)
-        gradient, denoise = guidance.classifier_gradient(log_prob, spec.classifier_scale), denoiser_of(params.params)
+        gradient = guidance.classifier_gradient(log_prob, spec.classifier_scale)
         if spec.sampler != "ancestral":
             return partial(sampler, guidance.classifier_guided(denoise, gradient))
         discrete_posterior = model.process is not None and model.posterior_variance
         return partial(sampler, denoise, gradient=guidance.without_last(gradient) if discrete_posterior else gradient)
 
     return make_draw(
-        sampler_of if classifier is None else pulled_sampler_of,
+        sampler_of,
         model.steps(spec),
         model.codec,
         conditional=model.num_classes is not None,
@@ -685,32 +685,87 @@ def _classifier_log_prob(model: ClassifierModel, params: Params) -> guidance.Log
     return log_prob
 
 
-def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser], Denoiser]:
-    """What a spec makes of a denoiser."""
+def make_one_step(model: DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[OneStep, list[str]]:
+    """Builds the compiled prediction of x_0 at the levels nearest to `one_step.LOG_SNRS`, and their captions."""
+    if model.process is None:
+        levels = continuous.level_of(jnp.array(one_step.LOG_SNRS))
+    else:
+        distances = np.abs(np.asarray(model.process.log_snr)[:, None] - one_step.LOG_SNRS)
+        levels = discrete.level_at(model.process, jnp.asarray(distances.argmin(axis=0)))
+    made = one_step.make_one_step(
+        lambda params: denoiser.clipped(_denoiser(model, params)),
+        levels,
+        model.codec,
+        conditional=model.num_classes is not None,
+        mesh=mesh,
+    )
+    return made, one_step.captions(levels)
+
+
+def network_calls(model: DiffusionModel, spec: SamplerSpec) -> int:
+    """How often networks are called for one image, guides included: counted in a run of the sampler without any."""
+    calls = []
+
+    def counted(x_t, level, cond):
+        jax.debug.callback(lambda: calls.append(1))
+        return Prediction(x_t, x_t, None)
+
+    pixel = jnp.zeros((1, 1, 1, 1))
+    sampler, steps, denoise = _sampler(model, spec), model.steps(spec), _guided(model, spec, counted, counted)
+    jit(lambda x_T: sampler(denoise, steps, x_T, lambda _: pixel, {}))(pixel)
+    jax.effects_barrier()
+    return len(calls)
+
+
+def _sampler(model: DiffusionModel, spec: SamplerSpec) -> samplers.Sampler:
+    sampler = choose("sample.sampler", spec.sampler, SAMPLERS)
+    if not 0 <= spec.eta <= 1:
+        raise ConfigError(f"eta is {spec.eta}, expected a number in [0, 1]")
+    if spec.sampler == "ddim":
+        return partial(sampler, eta=spec.eta)
+    if spec.sampler == "heun":
+        if spec.eta and model.process is not None:
+            raise ConfigError(f"eta is {spec.eta}, but heun adds noise in continuous time only")
+        return partial(sampler, churn=spec.eta * samplers.MAX_CHURN, level_of=continuous.level_of)
+    if spec.eta:
+        raise ConfigError(f"eta is {spec.eta}, but only the samplers 'ddim' and 'heun' have one")
+    return sampler
+
+
+def _denoiser(model: DiffusionModel, params: Params) -> Denoiser:
+    return model.denoiser(partial(model.network.apply, params))
+
+
+def _check_guidance(model: DiffusionModel, spec: SamplerSpec, guide: DiffusionModel | None) -> None:
     if spec.guidance == 1:
-        return lambda denoise: denoise
-    if model.null_label is None:
+        if guide is not None:
+            raise ConfigError("a guide is given, but guidance is 1, which is off: give --guidance=2, for instance")
+        return
+    if guide is None and model.null_label is None:
         raise ConfigError(
             f"guidance is {spec.guidance}, but this model knows no null label: train with config.model.null_label and "
-            f"config.objective.label_dropout, or take --guidance=1"
+            f"config.objective.label_dropout, give another model as --guide, or take --guidance=1"
         )
     if spec.guidance < 0 or not 0 <= spec.rescale <= 1:
         raise ConfigError(f"expected guidance >= 0 and rescale in [0, 1], got {spec.guidance} and {spec.rescale}")
     if spec.interval is not None and not (len(spec.interval) == 2 and spec.interval[0] < spec.interval[1]):
         raise ConfigError(f"interval is {spec.interval}, expected two ascending log SNRs")
 
-    def guided(denoise: Denoiser) -> Denoiser:
-        guide = guidance.unconditional(denoise, model.null_label)
-        return guidance.guided(denoise, guide, scale=spec.guidance, interval=spec.interval, rescale=spec.rescale)
 
-    return guided
+def _guided(model: DiffusionModel, spec: SamplerSpec, denoise: Denoiser, guide: Denoiser | None) -> Denoiser:
+    """What a spec makes of a denoiser; without a guide of its own the null label is one."""
+    if spec.guidance == 1:
+        return denoise
+    guide = guidance.unconditional(denoise, model.null_label) if guide is None else guide
+    return guidance.guided(denoise, guide, scale=spec.guidance, interval=spec.interval, rescale=spec.rescale)
 
 
-def _power_lengths(ema) -> tuple[float, ...]:
+def power_lengths(ema) -> tuple[float, ...]:
+    """Reads config.ema.power_lengths; raises ConfigError unless they are lengths of power averages."""
     lengths = ema.get("power_lengths", ())
     check_type("ema.power_lengths", lengths, tuple[float, ...])
-    if bad := [length for length in lengths if not 0.001 <= length <= 0.28]:
-        raise ConfigError(f"config.ema.power_lengths has {bad[0]}, expected numbers in [0.001, 0.28]")
+    if bad := [length for length in lengths if not MIN_LENGTH <= length <= MAX_LENGTH]:
+        raise ConfigError(f"config.ema.power_lengths has {bad[0]}, expected numbers in [{MIN_LENGTH}, {MAX_LENGTH}]")
     return tuple(lengths)
 
 

@@ -119,9 +119,8 @@ def test_a_classifier_guides_a_continuous_model_together_with_classifier_free_gu
     classifier = build.make_classifier_model(tiny_classifier(workspace))
     spec = SamplerSpec(sampler=sampler, steps=3, spacing="log_snr", guidance=2.0, classifier_scale=1.0)
     draw = build.make_sampler(denoising, mesh, spec, classifier=classifier)
-    params = build.WithClassifier(
-        *(jax.eval_shape(each.network.init, jax.random.key(0)) for each in (denoising, classifier))
-    )
+    shapes = [jax.eval_shape(each.network.init, jax.random.key(0)) for each in (denoising, classifier)]
+    params = build.GuidedParams(shapes[0], None, shapes[1])
     key = jax.eval_shape(lambda: jax.random.key(0))
     images = jax.eval_shape(draw, params, key, jax.ShapeDtypeStruct((4, 2), jnp.int32))
     assert images.shape == (4, 8, 8, 3)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fooddiff import build, parallel, processes
 from fooddiff.commands import scorer
-from fooddiff.commands.guide import check_fits, drawing
+from fooddiff.commands.guide import check_fits, drawing, load_guides
 from fooddiff.eval.agreement import accuracies, make_ranks, ranks_of
 from fooddiff.eval.generated import ids_like
 from fooddiff.eval.results import write_record
@@ -35,6 +35,8 @@ def run(
     step: int | None,
     weights: str,
     sampling: Mapping[str, Any],
+    guide: Path | None,
+    guide_step: int | None,
     classifier: Path | None,
     per_class: int | None,
     seed: int,
@@ -48,9 +50,11 @@ def run(
         workdir: a run's directory; receives eval/agreement_....json.
         judge: the workdir, or the file, of a classifier; its averaged weights judge.
         step: which checkpoint; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
-        classifier: another classifier, which guides; see `guide.drawing`.
+        guide: another model, from which guidance moves away; see `load_guides`.
+        guide_step: checkpoint of the guide; None takes the newest.
+        classifier: another classifier, which guides.
         per_class: samples of every class; None takes as many of each class as the test split has.
         seed: of the samples.
         batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
@@ -69,7 +73,9 @@ def run(
         raise WorkdirError(f"the model in {workdir} knows no classes, so there is nothing to agree with")
     judging = load_trained(judge, step=None, weights="ema", mesh=mesh, task="classifier")
     check_fits(judging, trained, judge)
-    spec, draw, params, recipe = drawing(trained, mesh, sampling, classifier)
+    spec = build.sampler_spec(trained.config.sample, **sampling)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
+    draw, params, recipe = drawing(trained, mesh, spec, guides)
     reference = scorer.reference_of(trained.config)
     if per_class is not None:
         check_positive("eval.per_class", per_class)
@@ -80,8 +86,8 @@ def run(
     )  # fmt: skip
 
     sha = processes.sha256_of(judging.params)
-    guides = classifier is not None and processes.sha256_of(params.classifier) == sha
-    warnings = ("the judge has guided the samples itself",) * guides
+    by_judge = guides.classifier is not None and processes.sha256_of(guides.classifier.params) == sha
+    warnings = ("the judge has guided the samples itself",) * by_judge
     read = partial(
         ranks_of,
         make_ranks(partial(build.clean_logits, judging.model), judging.model.codec, mesh),

@@ -13,7 +13,7 @@ from fooddiff.commands.actions import Actions, Surroundings
 from fooddiff.commands.likelihood import balanced_rows
 from fooddiff.data.cache import Dataset
 from fooddiff.eval.heldout import heldout_metrics, make_measure
-from fooddiff.runs.load import ema_rate
+from fooddiff.runs.load import stored_weights
 from fooddiff.settings import ConfigError
 from fooddiff.train.loop import Periodic
 from fooddiff.train.state import TrainState
@@ -35,12 +35,12 @@ def make_actions(config: ConfigDict, model: build.ClassifierModel, mesh: jax.sha
         )
     if not config.eval.weights:
         raise ConfigError("config.eval.weights is empty, expected raw, ema or ema_<rate>")
-    rates = [ema_rate(weights, [str(rate) for rate in config.ema.rates]) for weights in config.eval.weights]
+    all_weights = [stored_weights(weights, config.ema) for weights in config.eval.weights]
     measure = make_measure(build.heldout_task(model), mesh)
 
     def periodic(around: Surroundings) -> list[Periodic]:
         heldout, rows = _heldout(config, around.dataset)
-        act = partial(_measure, config, measure, rates, heldout, rows, around)
+        act = partial(_measure, config, measure, all_weights, heldout, rows, around)
         return [Periodic(config.eval.every_steps, act)]
 
     return Actions(
@@ -64,7 +64,7 @@ def _heldout(config: ConfigDict, dataset: Dataset) -> tuple[Dataset, np.ndarray]
 def _measure(
     config: ConfigDict,
     measure: Callable,
-    rates: list[str | None],
+    all_weights: list[tuple[str, str | None]],
     heldout: Dataset,
     rows: np.ndarray,
     around: Surroundings,
@@ -72,8 +72,8 @@ def _measure(
     state: TrainState,
 ) -> None:
     """Records every metric on held-out images under eval/<weights>/; the error of the first weights is the score."""
-    for i, rate in enumerate(rates):
-        name, params = ("raw", state.params) if rate is None else (f"ema_{rate}", state.ema[rate])
+    for i, (name, average) in enumerate(all_weights):
+        params = state.params if average is None else state.ema[average]
         found = heldout_metrics(
             measure, params, heldout, rows, batch_size=config.eval.batch_size, key=jax.random.key(SEED)
         )

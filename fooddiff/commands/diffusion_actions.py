@@ -13,10 +13,12 @@ from fooddiff.commands.actions import Actions, Surroundings
 from fooddiff.data.cache import Dataset
 from fooddiff.files.atomic import write_atomically
 from fooddiff.runs.checkpoint import SaveError
-from fooddiff.runs.load import class_ids, ema_rate
+from fooddiff.runs.load import class_ids, stored_weights
+from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.colour import colour_spread, is_suspicious
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
-from fooddiff.sample.grid import class_grid, png_bytes
+from fooddiff.sample.grid import Grid, class_grid, is_grid, png_bytes, read_grid
+from fooddiff.sample.one_step import OneStep
 from fooddiff.settings import ConfigError, check_positive
 from fooddiff.train.loop import Periodic
 from fooddiff.train.state import TrainState
@@ -24,6 +26,7 @@ from fooddiff.train.state import TrainState
 log = logging.getLogger(__name__)
 
 MAX_REAL_IMAGES = 2000  # whose colours samples are compared with
+ONE_STEP_IMAGES = 3
 GRID_SEED = 0  # the grids of all runs start from the same noise, so that they can be compared
 
 
@@ -34,11 +37,13 @@ def make_actions(config: ConfigDict, model: build.DiffusionModel, mesh: jax.shar
         ConfigError: a value that cannot be.
     """
     draws = _grid_draws(config, model, mesh)
+    one_step = build.make_one_step(model, mesh)
     check_positive("eval.every_steps", config.eval.every_steps)
     return Actions(
         check_data=lambda dataset: class_ids(dataset.class_names, tuple(config.sample.classes)),
         periodic=lambda around: [
             Periodic(config.sample.every_steps, partial(_draw_grids, config, *draws, around)),
+            Periodic(config.sample.every_steps, partial(_draw_one_steps, config, *one_step, around)),
             *_evaluations(config, draws[0], around),
         ],
         next_command="python run_sample.py --workdir={}",
@@ -65,18 +70,18 @@ def _evaluations(config: ConfigDict, draw: Draw, around: Surroundings) -> list[P
     scoring = scorer.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, around.stop_signal))
     reference = scorer.reference_of(config)
     spec = build.sampler_spec(config.sample)
-    rates = [ema_rate(weights, [str(rate) for rate in config.ema.rates]) for weights in config.eval.weights]
+    all_weights = [stored_weights(weights, config.ema) for weights in config.eval.weights]
     scoring.ids(reference, around.dataset.class_names)  # raises now what it would raise then
 
     def evaluate(step: int, state: TrainState) -> None:
-        for i, rate in enumerate(rates):
+        for i, (name, average) in enumerate(all_weights):
             record = scorer.score(
                 scoring,
                 spec,
                 draw,
-                state.params if rate is None else state.ema[rate],
+                state.params if average is None else state.ema[average],
                 step=step,
-                weights="raw" if rate is None else f"ema_{rate}",
+                weights=name,
                 class_names=around.dataset.class_names,
                 recipe=build.recipe(config),
                 reference=reference,
@@ -112,9 +117,10 @@ def _draw_grids(
     """Writes samples/step_<step>_<name>.png where it is missing: of the raw weights and of the first average.
 
     Where config.sample guides, the average draws a second grid without guidance, <weights>_unguided. The mean colours
-    of every grid are compared with those of training images of its classes.
+    of every grid are compared with those of training images of its classes, and samples/<name>/colour_spread_ratio is
+    recorded.
     """
-    dataset = around.dataset
+    dataset, recorder = around.dataset, around.recorder
     names = tuple(config.sample.classes) or dataset.class_names[:12]
     classes = class_ids(dataset.class_names, names)
     ids = sample_ids(classes, config.sample.per_class)
@@ -125,24 +131,52 @@ def _draw_grids(
         grids += [(f"{name}_unguided", plain_draw, params) for name, params in averages.items()]
     for name, compiled, params in grids:
         path = around.workdir / "samples" / f"step_{step:07d}_{name}.png"
-        if processes.first_says(path.exists()):
-            continue
-        images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
-        if processes.is_first():
-            grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, png_bytes(grid))
-            around.recorder.picture(step, f"samples/{name}", path)
-            _watch_colours(step, name, images, dataset, classes)
+        if not processes.first_says(is_grid(path)):
+            images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
+            if processes.is_first():
+                grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
+                path.parent.mkdir(exist_ok=True)
+                write_atomically(path, png_bytes(grid))
+                recorder.picture(step, f"samples/{name}", path)
+        if processes.is_first():  # from the file: a run that was killed may have left it without its record
+            _record_colours(recorder, step, name, read_grid(path), dataset)
 
 
-def _watch_colours(step: int, name: str, images: np.ndarray, dataset: Dataset, classes: list[int]) -> None:
-    """Warns if the spread of the mean colour of samples is far off that of the data, if that has these classes."""
+def _draw_one_steps(
+    config: ConfigDict, one_step: OneStep, captions: list[str], around: Surroundings, step: int, state: TrainState
+) -> None:
+    """Writes samples/step_<step>_<weights>_one_step.png where it is missing: a column for each level of noise.
+
+    Its rows are a training image, the same with noise, and what the first average (or, without one, the raw weights)
+    makes of that in one step; for the first image of each of the first `ONE_STEP_IMAGES` classes.
+    """
+    dataset = around.dataset
+    name, params = next(((f"ema_{rate}", state.ema[str(rate)]) for rate in config.ema.rates), ("raw", state.params))
+    path = around.workdir / "samples" / f"step_{step:07d}_{name}_one_step.png"
+    if processes.first_says(is_grid(path)):
+        return
+    labels, rows = np.unique(dataset.labels, return_index=True)
+    labels, rows = labels[:ONE_STEP_IMAGES].astype(np.int32), rows[:ONE_STEP_IMAGES]
+    shown = np.asarray(one_step(params, jax.random.key(GRID_SEED), dataset.images[rows], labels))
+    if processes.is_first():
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, png_bytes(class_grid(shown, captions)))
+        around.recorder.picture(step, f"samples/{name}_one_step", path)
+
+
+def _record_colours(recorder: Recorder | NoRecorder, step: int, name: str, grid: Grid, dataset: Dataset) -> None:
+    """Records how much the mean colours of samples spread over how much those of the data do, if it has the classes.
+
+    Warns if that is far off 1.
+    """
+    images = grid.images.reshape(-1, *grid.images.shape[2:])
+    classes = class_ids(dataset.class_names, grid.class_names)
     real = np.flatnonzero(np.isin(dataset.labels, classes))
     if len(real) < 2 or len(images) < 2:
         return
     real = real[:: -(-len(real) // MAX_REAL_IMAGES)]
     ratio = float((colour_spread(images) / colour_spread(dataset.images[real])).mean())
+    recorder.scalars(step, {f"samples/{name}/colour_spread_ratio": ratio})
     if is_suspicious(ratio):
         log.warning(
             "step %d, %s: the mean colours of samples spread %.2f times as much as those of real images; "

@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fooddiff import parallel, processes
+from fooddiff import build, parallel, processes
 from fooddiff.chunks import stored_chunks
 from fooddiff.commands import signals
-from fooddiff.commands.guide import drawing
+from fooddiff.commands.guide import drawing, load_guides
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
+from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.load import class_ids, load_trained
 from fooddiff.sample.generate import draw_batches, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
@@ -33,11 +34,13 @@ def run(
     classes: Sequence[str],
     per_class: int,
     spec: Mapping[str, Any],
-    classifier: Path | None = None,
     seed: int,
     batch_size: int,
     single_files: bool,
     out: Path | None,
+    guide: Path | None = None,
+    guide_step: int | None = None,
+    classifier: Path | None = None,
 ) -> None:
     """Writes `<name>.png`, `<name>.npz` and `<name>/<class>/<i>.png` into `out`.
 
@@ -48,15 +51,17 @@ def run(
     Args:
         workdir: a run's directory.
         step: checkpoint; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         classes: class names; empty takes all.
         per_class: images per class.
         spec: fields of `SamplerSpec` that replace those of config.sample where they are not None.
-        classifier: a run or file whose averaged weights guide, see `guide.drawing`.
         seed: image i of a class depends on (seed, class, i) only.
         batch_size: images per call of the compiled sampler, rounded up to the number of devices.
         single_files: also write every image as a PNG of its own.
         out: directory for the files; None takes workdir/samples.
+        guide: a workdir or a file of weights, whose averaged weights guide in place of the null label; None for none.
+        guide_step: checkpoint of the guide; None takes the newest.
+        classifier: a run or file of a classifier of noisy images, whose averaged weights guide; None for none.
 
     Raises:
         FileNotFoundError: no such workdir or checkpoint.
@@ -69,14 +74,16 @@ def run(
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
-    sampler, draw, params, recipe = drawing(trained, mesh, spec, classifier)
+    sampler = build.sampler_spec(trained.config.sample, **spec)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
+    draw, params, recipe = drawing(trained, mesh, sampler, guides)
     names = tuple(classes) or trained.class_names
     wanted = class_ids(trained.class_names, names)
     ids = sample_ids(wanted, per_class)
 
     batch_size = min(batch_size, len(ids))
     batch_size += -batch_size % mesh.size
-    out = workdir / "samples" if out is None else out
+    out = workdirs.outputs(workdir) / "samples" if out is None else out
     made_by = {
         "weights_sha256": processes.sha256_of(params),
         "recipe": recipe,

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params
-from fooddiff.commands.guide import drawing
+from fooddiff.commands.guide import drawing, load_guides
 from fooddiff.eval import results
 from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
 from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like
@@ -24,7 +24,7 @@ from fooddiff.eval.weights import load_inception
 from fooddiff.files.hashes import sha256_of, sha256_of_json
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import DamagedError
-from fooddiff.runs.load import check_task, ema_rate, load_trained
+from fooddiff.runs.load import check_task, load_trained, stored_weights
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
@@ -46,7 +46,6 @@ class Scoring:
         kid_subset_size: their size.
         per_class: samples of every class; None takes as many of each class as the reference has.
         sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
-        classifier: the run or file of a classifier that guides, see `guide.drawing`.
         seed: of the samples, and of the draws of subsets.
         batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
     """
@@ -57,7 +56,6 @@ class Scoring:
     kid_subset_size: int
     per_class: int | None
     sampling: Mapping[str, Any]
-    classifier: Path | None
     seed: int
     batch_size: int
 
@@ -96,11 +94,11 @@ def score(
         scoring: how.
         spec: how samples are drawn.
         draw: the compiled sampler of `spec`.
-        params: the weights.
+        params: what `draw` takes: the weights, with those of guides if there are any.
         step: the training step they are from.
-        weights: their name, "raw" or "ema_<rate>".
+        weights: their name, "raw", "ema_<rate>" or "power_<length>".
         class_names: of the model.
-        recipe: of the model, see `build.recipe`.
+        recipe: of the model, see `build.recipe`, and of its guides.
         reference: images or statistics to compare with.
         workdir: the run's directory; receives eval/<name>.json.
 
@@ -123,6 +121,7 @@ def score(
         made_by=made_by,
         versions=workdirs.versions(),
     )
+    record["samples"]["seconds_per_image"] = samples.pixels.seconds_per_image()
     path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)))
     processes.on_first(lambda: results.write_record(path, record))
     return record
@@ -216,21 +215,33 @@ def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scori
         kid_subset_size=1000,
         per_class=settings.per_class,
         sampling={},
-        classifier=None,
         seed=SEED,
         batch_size=sample.batch_size,
     )
 
 
-def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, reference: ImageSet | Path | None) -> dict:
+def run(
+    workdir: Path,
+    scoring: Scoring,
+    *,
+    step: int | None,
+    weights: str,
+    reference: ImageSet | Path | None,
+    guide: Path | None = None,
+    guide_step: int | None = None,
+    classifier: Path | None = None,
+) -> dict:
     """Scores one checkpoint and prints the table.
 
     Args:
-        workdir: a run's directory.
+        workdir: a run's directory, or a file of weights.
         scoring: how.
         step: which checkpoint; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         reference: what to compare with; None takes the test split of the data the run was trained on.
+        guide: the workdir or file of a model to move away from in place of the null label.
+        guide_step: checkpoint of the guide; None takes the newest.
+        classifier: the workdir or file of a classifier of noisy images that guides, too.
 
     Returns:
         The record.
@@ -238,7 +249,10 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
-    spec, draw, params, recipe = drawing(trained, mesh, scoring.sampling, scoring.classifier)
+    spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
+    draw, params, recipe = drawing(trained, mesh, spec, guides)
+    outputs = workdirs.outputs(workdir)
     record = score(
         scoring,
         spec,
@@ -249,9 +263,9 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
         class_names=trained.class_names,
         recipe=recipe,
         reference=reference_of(trained.config) if reference is None else reference,
-        workdir=workdir,
+        workdir=outputs,
     )
-    with Recorder(workdir, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
+    with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
         recorder.scalars(trained.step, numbers_of(record))
     print_record(record)
     return record
@@ -273,7 +287,7 @@ def follow(
     Args:
         workdir: a run's directory; waits for it to appear.
         scoring: how.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         reference: what to compare with; None takes the test split of the run's data.
         poll_seconds: how long to wait between two looks, in seconds.
         stop_if_asked: called while waiting; ends the command by what it raises.
@@ -313,8 +327,7 @@ def already_scored(workdir: Path, scoring: Scoring, reference: ImageSet | Path, 
     """Whether a record of this step, these weights and this way of scoring exists."""
     config = _config(workdir)
     spec = build.sampler_spec(config.sample, **scoring.sampling)
-    rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
-    name = "raw" if rate is None else f"ema_{rate}"
+    name, _ = stored_weights(weights, config.ema)
     any_n = record_path(workdir, scoring, spec, build.recipe(config), reference, step, name, "*").name
     return any((workdir / "eval").glob(any_n))
 

@@ -12,7 +12,7 @@ class SamplerSpec:
     steps: int | None = None  # levels along the way; None takes every timestep of a discrete process
     spacing: str = "time"  # of these levels: evenly in time or in log_snr, or karras
     eta: float = 0.0  # stochasticity, from 0 to 1: of ddim the noise, of heun the churn
-    guidance: float = 1.0  # scale of classifier-free guidance; 1 is off and costs nothing
+    guidance: float = 1.0  # scale of guidance, classifier-free or by a guide; 1 is off and costs nothing
     interval: tuple[float, ...] | None = None  # log SNRs (low, high) between which to guide; None: everywhere
     rescale: float = 0.0  # share of the guided x_0's deviation that is brought back, from 0 to 1
     classifier_scale: float = 0.0  # of the gradient of a classifier; 0 is none
