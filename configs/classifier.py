@@ -5,7 +5,8 @@ r"""A classifier of dishes at 64x64 for two CPU cores: of noisy images, to guide
     python run_train.py --config=configs/classifier.py:clean --config.data.source=archive \
         --config.data.path=food-101.tar.gz --workdir=runs/judge
 
-ADM's classifier (guided-diffusion's EncoderUNetModel) on patches of 4x4 pixels. Its accuracy is not yet measured.
+ADM's classifier (guided-diffusion's EncoderUNetModel) on patches of 4x4 pixels: 3,438,341 parameters, 1.1 GFLOP per
+image and training step. Its accuracy is not yet measured.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +42,7 @@ def get_config(images: str = "noisy") -> ConfigDict:
     config.model.patch_size = 4  # pixels: 64x64x3 becomes 16x16x48; ADM's own is 1
     config.model.model_channels = 96
     config.model.channel_mult = (1, 2)
-    config.model.num_res_blocks = 2
+    config.model.num_res_blocks = 1
     config.model.attention_resolutions = (8,)
     config.model.head_channels = 64
     config.model.pool = "attention"  # or adaptive: the mean
@@ -56,11 +57,11 @@ def get_config(images: str = "noisy") -> ConfigDict:
     config.optimizer.b2 = 0.99
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 200
-    config.optimizer.cooldown_steps = 3000
+    config.optimizer.cooldown_steps = 2000
     config.optimizer.clip_norm = 1.0
 
     config.ema.rates = (0.999,)
-    config.train.steps = 4000  # 256,000 images
+    config.train.steps = 3000  # 192,000 images
     config.train.checkpoint_every = 500
 
     config.eval = ConfigDict()

@@ -45,7 +45,11 @@ def tilted_log_prob(x_t, level, cond, s=0.5, b=2.0):
 @pytest.mark.parametrize("sampler", [ancestral, ddim, dpmpp_2m, sde_dpmpp_2m, heun])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
 def test_an_exact_classifier_moves_a_gaussian_by_its_slope_times_the_variance(sampler, scale):
-    """N(0, s^2) times exp(b x) is N(b s^2, s^2): samplers with the exact gradient draw from it."""
+    """N(0, s^2) times exp(b x) is N(b s^2, s^2): samplers with the exact gradient draw from it.
+
+    The ancestral sampler's move is of first order: in steps of 0.06 in log SNR it is off by about as large a share, in
+    half of that by half.
+    """
     ids, key, shape = jnp.zeros((1, 2), jnp.int32), jax.random.key(0), (96, 96, 1)
     given = (STEPS, sample_noise(key, ids, shape), lambda k: sample_noise(jax.random.fold_in(key, k), ids, shape), {})
     gradient = classifier_gradient(tilted_log_prob, scale)
@@ -53,7 +57,8 @@ def test_an_exact_classifier_moves_a_gaussian_by_its_slope_times_the_variance(sa
         x_0 = ancestral(gaussian, *given, gradient=gradient)
     else:
         x_0 = sampler(classifier_guided(gaussian, gradient), *given)
-    np.testing.assert_allclose(x_0.mean(), scale * 2.0 * 0.25, atol=0.02)
+    moved, off = scale * 2.0 * 0.25, 0.06 if sampler is ancestral else 0.0
+    np.testing.assert_allclose(x_0.mean(), moved, rtol=off, atol=0.02)
     np.testing.assert_allclose(x_0.std(), 0.5, rtol=0.03)
 
 
