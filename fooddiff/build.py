@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from fooddiff import codec, parallel
-from fooddiff.arrays import Batch, Key, Params
+from fooddiff.arrays import Array, Batch, Key, Params
 from fooddiff.codec import Codec
 from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
@@ -26,7 +26,7 @@ from fooddiff.eval import resize
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
-from fooddiff.sample.generate import Draw, make_draw
+from fooddiff.sample.generate import Draw, Stepper, make_draw, make_stepper
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
 from fooddiff.train import optimizer
@@ -466,6 +466,36 @@ def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSp
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
     """
+    denoiser_of = _denoiser(model, spec)
+    return make_draw(
+        _sampler(model, spec),
+        model.steps(spec),
+        lambda params: denoiser_of(params, spec.guidance),
+        model.codec,
+        conditional=model.num_classes is not None,
+        mesh=mesh,
+    )
+
+
+def make_stepwise_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec) -> Stepper:
+    """Builds the sampler of a spec in compiled steps, of which `model.steps(spec)` are to be taken.
+
+    Specs that differ in steps, spacing or a scale of guidance that is not 1 may share one.
+
+    Raises:
+        ConfigError: a sampler that does not exist, or a setting that it does not take.
+    """
+    return make_stepper(
+        _sampler(model, spec),
+        _denoiser(model, spec),
+        model.codec,
+        conditional=model.num_classes is not None,
+        mesh=mesh,
+    )
+
+
+def _sampler(model: DiffusionModel, spec: SamplerSpec) -> samplers.Sampler:
+    """The sampler of a spec, with its settings."""
     sampler = choose("sample.sampler", spec.sampler, SAMPLERS)
     if not 0 <= spec.eta <= 1:
         raise ConfigError(f"eta is {spec.eta}, expected a number in [0, 1]")
@@ -477,26 +507,23 @@ def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSp
         sampler = partial(sampler, churn=spec.eta * samplers.MAX_CHURN, level_of=continuous.level_of)
     elif spec.eta:
         raise ConfigError(f"eta is {spec.eta}, but only the samplers 'ddim' and 'heun' have one")
+    return sampler
 
+
+def _denoiser(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Params, float | Array], Denoiser]:
+    """(parameters, scale of guidance) -> the denoiser of a spec."""
     guide = _guidance(model, spec)
 
-    def denoiser_of(params: Params) -> Denoiser:
-        return denoiser.clipped(guide(model.denoiser(partial(model.network.apply, params))))
+    def denoiser_of(params: Params, scale: float | Array) -> Denoiser:
+        return denoiser.clipped(guide(model.denoiser(partial(model.network.apply, params)), scale))
 
-    return make_draw(
-        sampler,
-        model.steps(spec),
-        denoiser_of,
-        model.codec,
-        conditional=model.num_classes is not None,
-        mesh=mesh,
-    )
+    return denoiser_of
 
 
-def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser], Denoiser]:
-    """What a spec makes of a denoiser."""
+def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser, float | Array], Denoiser]:
+    """What a spec makes of a denoiser and a scale, which matters unless the spec's own is 1."""
     if spec.guidance == 1:
-        return lambda denoise: denoise
+        return lambda denoise, scale: denoise
     if model.null_label is None:
         raise ConfigError(
             f"guidance is {spec.guidance}, but this model knows no null label: train with config.model.null_label and "
@@ -507,9 +534,9 @@ def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser], 
     if spec.interval is not None and not (len(spec.interval) == 2 and spec.interval[0] < spec.interval[1]):
         raise ConfigError(f"interval is {spec.interval}, expected two ascending log SNRs")
 
-    def guided(denoise: Denoiser) -> Denoiser:
+    def guided(denoise: Denoiser, scale: float | Array) -> Denoiser:
         guide = guidance.unconditional(denoise, model.null_label)
-        return guidance.guided(denoise, guide, scale=spec.guidance, interval=spec.interval, rescale=spec.rescale)
+        return guidance.guided(denoise, guide, scale=scale, interval=spec.interval, rescale=spec.rescale)
 
     return guided
 

@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSpec:
-    """A sampler with its settings. `build.make_draw` checks them."""
+    """A sampler with its settings. `build.make_sampler` checks them."""
 
     sampler: str = "ancestral"  # or ddim, dpmpp_2m, sde_dpmpp_2m, heun
     steps: int | None = None  # levels along the way; None takes every timestep of a discrete process
