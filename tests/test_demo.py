@@ -199,7 +199,7 @@ def test_what_cannot_be_drawn_is_refused(client, query, said):
 
 def test_a_discrete_model_has_no_more_steps_than_it_was_trained_with(painter):
     few = painter.menu._replace(max_steps=4, guides=False)
-    for query, said in {"steps=5": "from 2 to 4", "steps=4&guidance=2": "trained without"}.items():
+    for query, said in {"steps=5&guidance=1": "from 2 to 4", "steps=4&guidance=2": "trained without"}.items():
         with pytest.raises(OrderError, match=said):
             read_order(parse_qsl(query), few)
 

@@ -82,11 +82,12 @@ function showChosen() {
     return item;
   });
   element("chosen").replaceChildren(...chips);
+  element("none-chosen").hidden = chips.length > 0;
 }
 
 function showShare() {
   element("shares").hidden = field("mix").value === "";
-  element("share").textContent = `${field("share").value} %`;
+  element("share-text").textContent = `${field("share").value} %`;
 }
 
 function fill(query) {
@@ -123,12 +124,12 @@ function ordered() {
 
 function say(status, error = "") {
   element("status").textContent = status;
-  element("error").textContent = error;
+  element("error").textContent = error.charAt(0).toUpperCase() + error.slice(1);
   element("error").hidden = error === "";
 }
 
 function atWork(working) {
-  element("stop").disabled = !working;
+  element("stop").hidden = !working;
   element("progress").hidden = !working;
   element("images").setAttribute("aria-busy", working);
   if (working) element("progress").removeAttribute("value");
@@ -260,8 +261,13 @@ async function download(ending) {
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   draw(ordered(), true);
+  const { top } = element("results").getBoundingClientRect();
+  if (top > innerHeight / 2) element("results").scrollIntoView(); // which are below the form on small screens
 });
-element("stop").addEventListener("click", () => drawing?.abort());
+element("stop").addEventListener("click", () => {
+  drawing?.abort();
+  element("draw").focus({ preventScroll: true }); // since the pressed button goes
+});
 element("search").addEventListener("input", search);
 element("search").addEventListener("keydown", (event) => {
   if (event.key !== "Enter") return;
