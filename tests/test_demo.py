@@ -4,7 +4,9 @@ import asyncio
 import http.client
 import io
 import json
+import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -376,7 +378,20 @@ def test_a_taken_port_is_named(weights, capsys):
     with server.listen("127.0.0.1", 0) as listener, pytest.raises(SystemExit) as ended:
         main([f"--workdir={weights}", f"--port={listener.getsockname()[1]}"])
     assert ended.value.code == 1
-    assert "Choose another --port" in capsys.readouterr().err
+    assert "choose another --port" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it_quietly_in_the_middle_of_a_drawing(weights):
+    command = [sys.executable, "-m", "fooddiff.demo", f"--workdir={weights}", "--port=0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        _, line = process.stderr.readline(), process.stderr.readline()
+        assert "Ctrl-C ends it" in line
+        _, response = ask(int(re.search(r":(\d+)/", line)[1]), "steps=500&dish=pizza")
+        while b"look" not in response.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_a_missing_extra_is_named():

@@ -12,7 +12,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -230,10 +230,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
-        raise OSError(f"cannot listen on port {port} of {host}: {error}. Choose another --port or --host") from error
+        raise OSError(f"cannot listen on port {port} of {host} ({error}): choose another --port or --host") from error
 
 
 def serve(app: Starlette, listener: socket.socket) -> None:
     """Serves until SIGINT or SIGTERM."""
     config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=SECONDS_TO_LEAVE)
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # uvicorn raises SIGINT once more when it has ended
+        uvicorn.Server(config).run(sockets=[listener])
