@@ -28,7 +28,7 @@ from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
 from fooddiff.sample import one_step
-from fooddiff.sample.generate import Draw, make_draw
+from fooddiff.sample.generate import BoundSampler, Draw, Stepper, make_draw, make_stepper
 from fooddiff.sample.one_step import OneStep
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
@@ -640,6 +640,33 @@ def make_sampler(
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
     """
+    sampler_of = _bound_sampler(model, spec, guide, classifier)
+    return make_draw(
+        partial(sampler_of, scale=spec.guidance),
+        model.steps(spec),
+        model.codec,
+        conditional=model.num_classes is not None,
+        mesh=mesh,
+    )
+
+
+def make_stepwise_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec) -> Stepper:
+    """Builds the sampler of a spec in compiled steps, of which `model.steps(spec)` are to be taken.
+
+    Specs that differ in steps, spacing or a scale of guidance that is not 1 may share one.
+
+    Raises:
+        ConfigError: a sampler that does not exist, or a setting that it does not take.
+    """
+    return make_stepper(
+        _bound_sampler(model, spec, None, None), model.codec, conditional=model.num_classes is not None, mesh=mesh
+    )
+
+
+def _bound_sampler(
+    model: DiffusionModel, spec: SamplerSpec, guide: DiffusionModel | None, classifier: ClassifierModel | None
+) -> Callable[..., BoundSampler]:
+    """(parameters, scale of guidance) -> the sampler of a spec with its denoiser."""
     if bool(spec.classifier_scale) != (classifier is not None):
         raise ConfigError(
             f"classifier_scale is {spec.classifier_scale} with{'out' if classifier is None else ''} a classifier: "
@@ -648,10 +675,10 @@ def make_sampler(
     sampler = _sampler(model, spec)
     _check_guidance(model, spec, guide)
 
-    def sampler_of(given: Params | GuidedParams) -> Callable:
+    def sampler_of(given: Params | GuidedParams, scale: float | Array) -> BoundSampler:
         params = GuidedParams(given, None, None) if guide is None and classifier is None else given
         other = None if guide is None else _denoiser(guide, params.guide)
-        denoise = denoiser.clipped(_guided(model, spec, _denoiser(model, params.params), other))
+        denoise = denoiser.clipped(_guided(model, spec, _denoiser(model, params.params), other, scale))
         if classifier is None:
             return partial(sampler, denoise)
         log_prob = _classifier_log_prob(classifier, params.classifier)
@@ -661,13 +688,7 @@ def make_sampler(
         discrete_posterior = model.process is not None and model.posterior_variance
         return partial(sampler, denoise, gradient=guidance.without_last(gradient) if discrete_posterior else gradient)
 
-    return make_draw(
-        sampler_of,
-        model.steps(spec),
-        model.codec,
-        conditional=model.num_classes is not None,
-        mesh=mesh,
-    )
+    return sampler_of
 
 
 def clean_logits(model: ClassifierModel, params: Params, x_0: Image) -> Array:
@@ -711,8 +732,9 @@ def network_calls(model: DiffusionModel, spec: SamplerSpec) -> int:
         return Prediction(x_t, x_t, None)
 
     pixel = jnp.zeros((1, 1, 1, 1))
-    sampler, steps, denoise = _sampler(model, spec), model.steps(spec), _guided(model, spec, counted, counted)
-    jit(lambda x_T: sampler(denoise, steps, x_T, lambda _: pixel, {}))(pixel)
+    sampler, steps = _sampler(model, spec), model.steps(spec)
+    denoise = _guided(model, spec, counted, counted, spec.guidance)
+    jit(lambda x_T: sampler(denoise, steps, samplers.begin(x_T), lambda _: pixel, {}))(pixel)
     jax.effects_barrier()
     return len(calls)
 
@@ -752,12 +774,17 @@ def _check_guidance(model: DiffusionModel, spec: SamplerSpec, guide: DiffusionMo
         raise ConfigError(f"interval is {spec.interval}, expected two ascending log SNRs")
 
 
-def _guided(model: DiffusionModel, spec: SamplerSpec, denoise: Denoiser, guide: Denoiser | None) -> Denoiser:
-    """What a spec makes of a denoiser; without a guide of its own the null label is one."""
+def _guided(
+    model: DiffusionModel, spec: SamplerSpec, denoise: Denoiser, guide: Denoiser | None, scale: float | Array
+) -> Denoiser:
+    """What a spec makes of a denoiser and a scale, which matters unless the spec's own is 1.
+
+    Without a guide of its own the null label is one.
+    """
     if spec.guidance == 1:
         return denoise
     guide = guidance.unconditional(denoise, model.null_label) if guide is None else guide
-    return guidance.guided(denoise, guide, scale=spec.guidance, interval=spec.interval, rescale=spec.rescale)
+    return guidance.guided(denoise, guide, scale=scale, interval=spec.interval, rescale=spec.rescale)
 
 
 def power_lengths(ema) -> tuple[float, ...]:

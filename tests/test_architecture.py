@@ -12,8 +12,8 @@ ORDER = [
     "diffusion.schedule", "diffusion.timesteps", "diffusion.weights", "diffusion.level", "diffusion.discrete",
     "diffusion.continuous", "diffusion.denoiser", "diffusion.guidance", "diffusion.losses", "diffusion.samplers",
     "diffusion.likelihood", "diffusion",
-    "model", "data", "train", "sample", "eval", "build", "runs", "report", "convert", "bench", "api", "commands",
-    "__init__",
+    "model", "data", "train", "sample", "eval", "build", "runs", "report", "convert", "bench", "api", "demo",
+    "commands", "__init__",
 ]  # fmt: skip
 ONLY = {"files": {"files"}, "settings": set(), "diffusion": {"arrays", "diffusion"}}  # what these may import of ours
 LIBRARIES = {  # files or folders that may import them
@@ -29,6 +29,8 @@ LIBRARIES = {  # files or folders that may import them
     "ml_collections": ("build.py", "runs/", "convert/", "bench/", "commands/"),
     "absl": ("commands/flags.py", "commands/terminal.py"),
     "argparse": ("commands/",),
+    "starlette": ("demo/server.py",),
+    "uvicorn": ("demo/server.py",),
     "torch": ("bench/peer/",),  # which runs in the peer's environment
     "tensorflow": (),
     "torchvision": (),

@@ -15,7 +15,7 @@ from fooddiff.diffusion import continuous
 from fooddiff.diffusion.denoiser import Prediction
 from fooddiff.diffusion.guidance import classifier_gradient, classifier_guided, without_last
 from fooddiff.diffusion.level import add_noise, eps_from_x0, per_image
-from fooddiff.diffusion.samplers import ancestral, ddim, dpmpp_2m, heun, sde_dpmpp_2m
+from fooddiff.diffusion.samplers import ancestral, begin, ddim, dpmpp_2m, heun, sde_dpmpp_2m
 from fooddiff.keys import sample_noise
 from fooddiff.report.runs import read_run
 from fooddiff.runs.workdir import WorkdirError
@@ -51,12 +51,17 @@ def test_an_exact_classifier_moves_a_gaussian_by_its_slope_times_the_variance(sa
     half of that by half.
     """
     ids, key, shape = jnp.zeros((1, 2), jnp.int32), jax.random.key(0), (96, 96, 1)
-    given = (STEPS, sample_noise(key, ids, shape), lambda k: sample_noise(jax.random.fold_in(key, k), ids, shape), {})
+    given = (
+        STEPS,
+        begin(sample_noise(key, ids, shape)),
+        lambda k: sample_noise(jax.random.fold_in(key, k), ids, shape),
+        {},
+    )
     gradient = classifier_gradient(tilted_log_prob, scale)
     if sampler is ancestral:
-        x_0 = ancestral(gaussian, *given, gradient=gradient)
+        x_0 = ancestral(gaussian, *given, gradient=gradient).x_t
     else:
-        x_0 = sampler(classifier_guided(gaussian, gradient), *given)
+        x_0 = sampler(classifier_guided(gaussian, gradient), *given).x_t
     moved, off = scale * 2.0 * 0.25, 0.06 if sampler is ancestral else 0.0
     np.testing.assert_allclose(x_0.mean(), moved, rtol=off, atol=0.02)
     np.testing.assert_allclose(x_0.std(), 0.5, rtol=0.03)

@@ -12,7 +12,7 @@ from fooddiff.diffusion.discrete import GaussianDiffusion, level_at, transition_
 from fooddiff.diffusion.level import Level, add_noise, q_posterior
 from fooddiff.diffusion.likelihood import bits_per_dim
 from fooddiff.diffusion.losses import bound_term, prior_term
-from fooddiff.diffusion.samplers import ancestral, ancestral_step, ddim, ddim_step
+from fooddiff.diffusion.samplers import ancestral, ancestral_step, begin, ddim, ddim_step
 from fooddiff.diffusion.timesteps import empty_history, second_moment_probs, update_history
 from tests import golden_cases
 from tests.golden_cases import Case, Tolerance, check, compare, example_size, nchw, nhwc, perturbed, probe, tables
@@ -132,8 +132,8 @@ def loops(case: Case) -> dict[str, np.ndarray]:
     steps = transitions(process)
     bound = bits_per_dim(denoise, steps, nhwc(case.arrays["x0"][: len(x_T)]), noise, {})
     return dict(
-        loop_ancestral=nchw(ancestral(denoise, steps, x_T, noise, {})),
-        loop_ddim_eta0=nchw(ddim(denoise, steps, x_T, noise, {})),
+        loop_ancestral=nchw(ancestral(denoise, steps, begin(x_T), noise, {}).x_t),
+        loop_ddim_eta0=nchw(ddim(denoise, steps, begin(x_T), noise, {}).x_t),
         bpd_total_bpd=bound.total,
         bpd_prior_bpd=bound.prior,
         bpd_vb=bound.vb[:, ::-1],

@@ -9,7 +9,7 @@ from fooddiff.diffusion.denoiser import clipped
 from fooddiff.diffusion.discrete import transition_at, transitions
 from fooddiff.diffusion.guidance import classifier_gradient, classifier_guided, without_last
 from fooddiff.diffusion.level import q_posterior
-from fooddiff.diffusion.samplers import ancestral, ancestral_step, ddim, ddim_step
+from fooddiff.diffusion.samplers import ancestral, ancestral_step, begin, ddim, ddim_step
 from fooddiff.model.classifier import Classifier
 from fooddiff.model.network import abstract_params, make_network
 from fooddiff.model.openai import from_openai
@@ -106,13 +106,13 @@ def loops(case: Case) -> dict[str, np.ndarray]:
     process = golden_cases.make_case_process(config)
     denoise = clipped(golden_cases.make_case_denoiser(config, probe(config)))
     noises = jnp.asarray(nhwc(arrays["loop_noise"])[::-1])  # stored by iteration, T-1 first
-    given = (transitions(process), jnp.asarray(nhwc(arrays["loop_x_T"])), lambda t: noises[t])
+    given = (transitions(process), begin(jnp.asarray(nhwc(arrays["loop_x_T"]))), lambda t: noises[t])
     cond = {"y": jnp.asarray(arrays["loop_y"], jnp.float32)}
     gradient = without_last(formula) if fixed_small(config) else formula
     found = {"loop_ancestral": ancestral(denoise, *given, cond, gradient=gradient)}
     scored = classifier_guided(denoise, formula)
     found |= {f"loop_ddim_eta{eta}": ddim(scored, *given, cond, eta=eta) for eta in ETAS[:2]}
-    return {name: nchw(value) for name, value in found.items()}
+    return {name: nchw(value.x_t) for name, value in found.items()}
 
 
 @pytest.fixture(scope="module")

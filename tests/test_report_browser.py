@@ -5,7 +5,6 @@ FOODDIFF_REPORT_RUNS=WORKDIR:WORKDIR:... opens the page of other runs, too.
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +13,11 @@ import pytest
 from fooddiff.commands import train
 from fooddiff.commands.report import main
 from tests import tiny
+from tests.browser import chromium as browser_with
+from tests.browser import contrast, needs_chromium, set_screen
 from tests.random_stem import random_stem
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")),
-        reason="needs a browser: apt-get install chromium chromium-driver",
-    ),
-]
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
+pytestmark = [pytest.mark.slow, needs_chromium]
 LOADED = "return [...document.images].filter(image => !image.hidden).map(image => [image.complete, image.naturalWidth])"
 
 
@@ -45,26 +36,14 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with browser_with(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(params=[(1280, "light"), (360, "dark")], ids=["desktop", "phone"])
 def browser(chromium, page, request):
     """The page, opened anew; at the end its console must be empty and every picture there."""
-    width, scheme = request.param
-    screen = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    set_screen(chromium, *request.param)
     chromium.get(page.as_uri())
     yield chromium
     assert chromium.get_log("browser") == []
@@ -144,14 +123,8 @@ def test_the_table_says_what_the_records_say(browser, page):
 
 
 def test_text_stands_out_from_the_page(browser):
-    """Contrast of at least 4.5, the WCAG's AA level, in both colour schemes."""
-    script = """
-        const rgb = (element, name) => getComputedStyle(element)[name].match(/[\\d.]+/g).slice(0, 3).map(Number);
-        return [rgb(document.querySelector(arguments[0]), "color"), rgb(document.body, "backgroundColor")];
-    """
     for selector in ("body", ".note", "a", ".drawing svg"):
-        ink, paper = (luminance(colour) for colour in browser.execute_script(script, selector))
-        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, selector
+        assert contrast(browser, selector) >= 4.5, selector
 
 
 @pytest.mark.skipif("FOODDIFF_REPORT_RUNS" not in os.environ, reason="FOODDIFF_REPORT_RUNS names no workdirs")
@@ -177,8 +150,3 @@ def test_the_page_of_other_runs(chromium, tmp_path):
     records = [record for workdir in workdirs for record in workdir.glob("eval/*.json")]
     assert len(shown(chromium, ".distances tbody tr")) == len(records)
     assert chromium.get_log("browser") == []
-
-
-def luminance(colour):
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(colour) / 255]
-    return float(np.dot([0.2126, 0.7152, 0.0722], linear))

@@ -101,3 +101,24 @@ def test_unconditional(tmp_path):
     assert "label.embedding" not in params
     assert draw(model, params, sample_ids([0], 3)).shape == (3, 8, 8, 3)
     assert jnp.isfinite(params["conv_out.kernel"]).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(sampler="ddim", eta=0.5),
+        dict(sampler="dpmpp_2m", steps=3),
+        dict(sampler="sde_dpmpp_2m"),
+        dict(sampler="heun", steps=3, spacing="log_snr"),
+    ],
+)
+def test_step_by_step_the_images_are_the_same(model, params, settings):
+    ids, key, spec = sample_ids([3, 1], 2), jax.random.key(0), SamplerSpec(**settings)
+    stepper = build.make_stepwise_sampler(model, mesh(2), spec)
+    descent = stepper.begin(key, ids)
+    steps = model.steps(spec)
+    for i in range(len(steps.remaining)):
+        here = jax.tree.map(lambda field: field[i : i + 1], steps)  # noqa: B023
+        descent = stepper.advance(params, key, ids, descent, here, 1.0)
+    assert_same_pixels(np.asarray(stepper.decode(descent.x_t)), draw(model, params, ids, devices=2, **settings))

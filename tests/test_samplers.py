@@ -14,6 +14,7 @@ from fooddiff.diffusion.samplers import (
     MAX_CHURN,
     ancestral,
     ancestral_step,
+    begin,
     ddim,
     ddim_step,
     dpmpp_2m,
@@ -35,6 +36,11 @@ def images():
     rng = np.random.default_rng(0)
     x_0, eps, noise = rng.uniform(-1, 1, (4, 3, 3, 2)), rng.normal(size=(4, 3, 3, 2)), rng.normal(size=(4, 3, 3, 2))
     return tuple(jnp.asarray(array, jnp.float32) for array in (x_0, eps, noise))
+
+
+def sample(sampler, denoise, steps, x_T, noise, cond=None):
+    """All of a sampler's steps from x_T to x_0."""
+    return sampler(denoise, steps, begin(x_T), noise, cond or {}).x_t
 
 
 def predicted(output, x_t, log_var=fixed_small):
@@ -59,7 +65,7 @@ def test_the_exact_model_of_a_gaussian_recovers_it(sampler, steps):
     """16384 pixels put the mean within 0.01 and the deviation within 2 %."""
     ids, key, shape = jnp.zeros((1, 2), jnp.int32), jax.random.key(0), (128, 128, 1)
     x_T = sample_noise(jax.random.fold_in(key, 1000), ids, shape)
-    x_0 = sampler(gaussian, steps, x_T, lambda t: sample_noise(jax.random.fold_in(key, t), ids, shape), {})
+    x_0 = sample(sampler, gaussian, steps, x_T, lambda t: sample_noise(jax.random.fold_in(key, t), ids, shape))
     np.testing.assert_allclose(x_0.mean(), 0.3, atol=0.012)
     np.testing.assert_allclose(x_0.std(), 0.4, rtol=0.03)
 
@@ -68,7 +74,7 @@ def test_heun_with_churn_recovers_the_gaussian():
     ids, key, shape = jnp.zeros((1, 2), jnp.int32), jax.random.key(0), (128, 128, 1)
     sampler = partial(heun, churn=MAX_CHURN, level_of=continuous.level_of)
     x_T = sample_noise(jax.random.fold_in(key, 1000), ids, shape)
-    x_0 = sampler(gaussian, CONTINUOUS, x_T, lambda t: sample_noise(jax.random.fold_in(key, t), ids, shape), {})
+    x_0 = sample(sampler, gaussian, CONTINUOUS, x_T, lambda t: sample_noise(jax.random.fold_in(key, t), ids, shape))
     np.testing.assert_allclose(x_0.mean(), 0.3, atol=0.012)
     np.testing.assert_allclose(x_0.std(), 0.4, rtol=0.03)
 
@@ -137,7 +143,7 @@ def test_every_level_is_visited_once_in_descending_order(sampler):
         return Prediction(x_t, 0 * x_t, None)
 
     x_T = jnp.ones((2, 1, 1, 1))
-    jax.block_until_ready(sampler(denoise, steps, x_T, lambda t: x_T, {"y": 5}))
+    jax.block_until_ready(sample(sampler, denoise, steps, x_T, lambda t: x_T, {"y": 5}))
     jax.effects_barrier()
     once = [39 * 25, 20 * 25, 7 * 25, 3 * 25]
     assert seen == ([t for pair in pairwise(once) for t in pair] + once[-1:] if sampler is heun else once)
@@ -151,7 +157,7 @@ def test_noise_is_named_by_the_steps_that_follow():
         jax.debug.callback(lambda t: seen.append(int(t)), remaining, ordered=True)
         return jnp.zeros((1, 1, 1, 1))
 
-    jax.block_until_ready(ancestral(gaussian, steps, jnp.ones((1, 1, 1, 1)), noise, {}))
+    jax.block_until_ready(sample(ancestral, gaussian, steps, jnp.ones((1, 1, 1, 1)), noise))
     jax.effects_barrier()
     assert seen == [3, 2, 1, 0]
 
@@ -161,7 +167,7 @@ def test_samples_do_not_depend_on_the_batch_that_they_are_in():
         def noise(t):
             return sample_noise(jax.random.fold_in(jax.random.key(1), t), ids, (4, 4, 3))
 
-        return ancestral(gaussian, transitions(PROCESS), noise(50), noise, {})
+        return sample(ancestral, gaussian, transitions(PROCESS), noise(50), noise)
 
     ids = jnp.array([[0, 0], [0, 1], [5, 0]])
     np.testing.assert_allclose(run(ids)[1:2], run(ids[1:2]), atol=1e-5)
@@ -175,7 +181,7 @@ def error(sampler, steps):
     deviation = jnp.sqrt(first.alpha**2 * 0.4**2 + first.sigma**2)
     end = 0.3 + 0.4 * (x_T - first.alpha * 0.3) / deviation
     # what the levels beyond 9 would still change is the same for all: the step to x_0 itself
-    return float(jnp.abs(sampler(gaussian, levels, x_T, lambda t: jnp.zeros_like(x_T), {}) - end).max())
+    return float(jnp.abs(sample(sampler, gaussian, levels, x_T, lambda t: jnp.zeros_like(x_T)) - end).max())
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2), (heun, 2)])
@@ -199,7 +205,7 @@ def test_multistep_samplers_are_the_one_step_ones_where_the_prediction_is_consta
 
     steps = transitions(PROCESS)
     for multi, single in [(dpmpp_2m, ddim), (sde_dpmpp_2m, ancestral)]:
-        ours, theirs = (each(constant, steps, eps, lambda t: noise, {}) for each in (multi, single))
+        ours, theirs = (sample(each, constant, steps, eps, lambda t: noise) for each in (multi, single))
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
@@ -222,6 +228,24 @@ def test_finite_with_any_number_of_steps(sampler, steps):
     process = make_process(cosine_betas(200), np.linspace(0, 199, steps).round().astype(int))
     x_T = jnp.linspace(-3, 3, 48).reshape(1, 4, 4, 3)
     denoise = clipped(make_denoiser(lambda x, t, cond: x, read_eps))
-    x_0 = sampler(denoise, transitions(process), x_T, lambda t: x_T, {})
+    x_0 = sample(sampler, denoise, transitions(process), x_T, lambda t: x_T)
     assert jnp.isfinite(x_0).all()
     assert jnp.abs(x_0).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("sampler", [ancestral, partial(ddim, eta=0.5), dpmpp_2m, sde_dpmpp_2m, heun])
+def test_steps_may_be_taken_in_parts(sampler):
+    """Looking at the images in between changes none of them."""
+    steps, key = transitions(make_process(cosine_betas(40), [3, 7, 20, 39])), jax.random.key(0)
+    ids, shape = jnp.array([[0, 0], [0, 1]]), (4, 4, 3)
+
+    def noise(remaining):
+        return sample_noise(jax.random.fold_in(key, remaining), ids, shape)
+
+    descent = begin(x_T := noise(9))
+    for i in range(4):
+        descent = sampler(gaussian, jax.tree.map(lambda field: field[i : i + 1], steps), descent, noise, {})  # noqa: B023
+        assert jnp.isfinite(descent.x_0).all()
+    whole = sampler(gaussian, steps, begin(x_T), noise, {})
+    for ours, theirs in zip(descent, whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -65,19 +65,21 @@ def add_distributed(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that name a run and one of its sets of weights."""
+def add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds the flags that name a run and one of its sets of weights; the run may be left out unless it is required."""
+    otherwise = "" if required else "; the weights that come with the package if not given"
     parser.add_argument(
-        "--workdir", type=Path, required=True, help="the run's directory, or a file of weights that was exported"
-    )
+        "--workdir", type=Path, required=required,
+        help=f"the run's directory, or a file of weights that was exported{otherwise}",
+    )  # fmt: skip
     parser.add_argument(
         "--weights", default="ema", help="raw, ema (the first rate of the config), ema_<rate> or power_<length>"
     )
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds the flags that name a run's weights at one step."""
-    add_run(parser)
+    add_run(parser, required=required)
     parser.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
 
 

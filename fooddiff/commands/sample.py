@@ -1,6 +1,5 @@
 """Samples from a trained run: a labelled grid, an npz of the pixels and, on request, single PNG files."""
 
-import io
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.load import class_ids, load_trained
-from fooddiff.sample.generate import draw_batches, sample_ids
+from fooddiff.sample.generate import draw_batches, npz_bytes, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
 
 log = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ def _write(
 ) -> None:
     by_class = images.reshape(len(names), -1, *images.shape[1:])
     write_atomically(out / f"{stem}.png", png_bytes(class_grid(by_class, names)))
-    write_atomically(out / f"{stem}.npz", _npz_bytes(images, labels))
+    write_atomically(out / f"{stem}.npz", npz_bytes(images, labels))
     if single_files:
         for name, column in zip(names, by_class, strict=True):
             directory = out / stem / name
@@ -129,9 +128,3 @@ def _write(
             for i, pixels in enumerate(column):
                 write_atomically(directory / f"{i:05d}.png", png_bytes(Image.fromarray(pixels)))
     log.info("wrote %s.png and .npz: %d images of %d classes", out / stem, len(images), len(names))
-
-
-def _npz_bytes(images: np.ndarray, labels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, images, labels)
-    return buffer.getvalue()

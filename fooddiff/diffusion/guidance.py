@@ -6,7 +6,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from fooddiff.arrays import Cond, Image, PerExample
+from fooddiff.arrays import Array, Cond, Image, PerExample
 from fooddiff.diffusion.denoiser import Denoiser, Prediction
 from fooddiff.diffusion.level import Level, eps_from_x0, per_image, x0_from_eps
 
@@ -27,7 +27,7 @@ def unconditional(denoise: Denoiser, null_label: int) -> Denoiser:
 
 
 def guided(
-    denoise: Denoiser, guide: Denoiser, *, scale: float, interval: tuple[float, float] | None = None,
+    denoise: Denoiser, guide: Denoiser, *, scale: float | Array, interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> Denoiser:  # fmt: skip
     """Goes on from what a guide predicts through what the denoiser predicts: guide + scale (denoise - guide).

@@ -1,0 +1,5 @@
+"""`python -m fooddiff.demo`."""
+
+from fooddiff.commands.demo import main
+
+main()
