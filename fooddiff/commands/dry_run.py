@@ -58,8 +58,9 @@ def run(config: ConfigDict) -> None:
     console.print("Timing steps on made-up images (Ctrl-C leaves) ...")
     seconds = _seconds_per_step(config, training, compiled)
     console.print(
-        f"Measured here, now, on made-up images: {n / seconds:.3g} images/s, {flops / seconds / 1e12:.3g} TFLOP/s; the "
-        f"whole run takes {seconds * train.steps / 3600:.3g} hours of such steps, without input, grids and evaluations."
+        f"Measured here, now, on made-up images: {n / seconds:.3g} images/s, {flops / seconds / 1e12:.3g} TFLOP/s; "
+        f"the whole run takes {seconds * train.steps / 3600:.3g} hours of such steps, without input, grids and scores.",
+        soft_wrap=True,
     )
 
 
