@@ -391,6 +391,7 @@ def test_ctrl_c_ends_it_quietly_in_the_middle_of_a_drawing(weights):
             pass
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+        assert b"The server was stopped" in response.read()
         assert "Traceback" not in process.stderr.read()
 
 

@@ -120,29 +120,33 @@ class Drawing(Response):
         self._order, self._studio, self._about = order, studio, about
 
     async def __call__(self, scope, receive, send) -> None:
-        """Sends events until all is drawn or the page is closed."""
+        """Sends events until all is drawn, the page is closed or the server ends, which cancels this."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         drawing = asyncio.create_task(self._send_events(send))
         closed = asyncio.create_task(_until_closed(receive))
-        await asyncio.wait({drawing, closed}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (drawing, closed):
-            task.cancel()
-        await asyncio.gather(drawing, closed, return_exceptions=True)
+        try:
+            await asyncio.wait({drawing, closed}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await _tell(send, Event("failed", {"message": "The server was stopped."}), more=False)
+        finally:
+            for task in (drawing, closed):
+                task.cancel()
 
     async def _send_events(self, send) -> None:
-        async def tell(event: Event, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": event.encode(), "more_body": more})
-
-        await tell(Event("order", self._about))
+        await _tell(send, Event("order", self._about))
         try:
             async with aclosing(self._studio.draw(self._order)) as events:
                 async for event in events:
-                    await tell(event)
+                    await _tell(send, event)
         except Exception as error:  # whatever it is, the page is told, and the next visitor is served
             log.exception("the drawing failed")
-            await tell(Event("failed", {"message": f"The drawing failed: {error}"}), more=False)
+            await _tell(send, Event("failed", {"message": f"The drawing failed: {error}"}), more=False)
         else:
-            await tell(Event("done", {}), more=False)
+            await _tell(send, Event("done", {}), more=False)
+
+
+async def _tell(send, event: Event, *, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": event.encode(), "more_body": more})
 
 
 async def _until_closed(receive) -> None:
