@@ -51,8 +51,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
     resuming = bool(workdirs.checkpoint_steps(workdir))
-    if not resuming and config.init_from is not None and not workdirs.checkpoint_steps(Path(config.init_from)):
-        raise FileNotFoundError(f"config.init_from is {config.init_from!r}, a directory without a checkpoint of a run")
+    source = None if resuming or config.init_from is None else Path(config.init_from)
+    if source is not None and not source.is_file() and not workdirs.checkpoint_steps(source):
+        raise FileNotFoundError(f"config.init_from is {config.init_from!r}: expected a run with a checkpoint, or a file")
     dataset = build.make_dataset(config, "train")
     actions.check_data(dataset)
     processes.check_same("the training data (their SHA-256)", dataset.manifest["sha256"])
