@@ -49,7 +49,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="image i of a class depends on (seed, class, i) only")
     parser.add_argument("--batch_size", type=int, default=64, help="images per call of the compiled sampler")
     parser.add_argument("--single_files", action="store_true", help="also write every image as a PNG of its own")
-    parser.add_argument("--out", type=Path, help="where the files go; WORKDIR/samples, or without a workdir samples, if not given")
+    parser.add_argument("--out", type=Path, help="where the files go; samples of the workdir if not given")
     shared.add_distributed(parser)
     flags = parser.parse_args(argv)
     with terminal.session(distributed=flags.distributed):

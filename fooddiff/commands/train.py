@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     resuming = bool(workdirs.checkpoint_steps(workdir))
     source = None if resuming or config.init_from is None else Path(config.init_from)
     if source is not None and not source.is_file() and not workdirs.checkpoint_steps(source):
-        raise FileNotFoundError(f"config.init_from is {config.init_from!r}: expected a run with a checkpoint, or a file")
+        raise FileNotFoundError(f"config.init_from is {str(source)!r}: expected a run with a checkpoint, or a file")
     dataset = build.make_dataset(config, "train")
     actions.check_data(dataset)
     processes.check_same("the training data (their SHA-256)", dataset.manifest["sha256"])
