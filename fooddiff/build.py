@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from fooddiff import codec, parallel
-from fooddiff.arrays import Batch, Key, Params
+from fooddiff.arrays import Array, Batch, Image, Key, Params, Pixels
 from fooddiff.codec import Codec
 from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
@@ -23,7 +23,10 @@ from fooddiff.diffusion.denoiser import Denoiser
 from fooddiff.diffusion.discrete import GaussianDiffusion
 from fooddiff.diffusion.level import Transition
 from fooddiff.eval import resize
+from fooddiff.model import bottleneck
+from fooddiff.model.autoencoder import Autoencoder
 from fooddiff.model.network import Network, abstract_params, make_network
+from fooddiff.model.taesd import TAESD
 from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
 from fooddiff.sample.generate import Draw, make_draw
@@ -34,6 +37,7 @@ from fooddiff.train.averages import make_averages
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
 from fooddiff.train.task import Task
+from fooddiff.train.tasks import autoencoder as autoencoding
 from fooddiff.train.tasks import diffusion
 from fooddiff.xla import jit
 
@@ -78,6 +82,9 @@ SAMPLERS = {
 }
 SPACINGS = {"time": continuous.even_in_time, "log_snr": continuous.even_in_log_snr, "karras": continuous.karras}
 NETWORKS = {"unet": UNet, "uvit": UViT}
+AUTOENCODERS = {"ldm": Autoencoder, "taesd": TAESD}
+BOTTLENECKS = {"kl": autoencoding.gaussian, "vq": autoencoding.codebook, "none": autoencoding.no_bottleneck}
+PIXEL_ERRORS = {"l1": autoencoding.absolute_error, "l2": autoencoding.squared_error}
 OPTIMIZERS = {"adam": optimizer.adam, "adamw": optimizer.adamw, "muon": optimizer.muon}
 RESIZE = {"tf1": resize.tf1, "half_pixel": resize.half_pixel, "clean_bicubic": resize.clean_bicubic}
 SHARDED = {"nothing": (), "averages": ("ema", "opt_state"), "all": ("ema", "opt_state", "params")}  # parts of the state
@@ -114,6 +121,9 @@ DIFFUSION_SECTIONS = {
         "per_class": int | None, "weights": tuple[str, ...], "cache_dir": str,
     },
 }  # fmt: skip
+AUTOENCODER_SECTIONS = {
+    "eval": {"every_steps": int, "count": int | None, "batch_size": int},
+}
 
 
 class DiffusionModel(NamedTuple):
@@ -318,6 +328,75 @@ def _learning_rate(
 LEARNING_RATE_FIELDS = tuple(inspect.signature(_learning_rate).parameters)
 
 
+class AutoencoderModel(NamedTuple):
+    """A network with two halves, and what its latents are."""
+
+    network: Network
+    encoder: Callable[..., Array]  # (params, x, dropout_key=...) -> what the encoder gives
+    decoder: Callable[..., Image]  # (params, z, dropout_key=...) -> images
+    bottleneck: str  # between them, of BOTTLENECKS
+    latent_shape: tuple[int, int, int]
+    num_classes: None = None
+
+    def encode(self, params: Params, x: Image) -> Image:
+        """Images f32[n, h, w, 3] in [-1, 1] to latents f32[n, *latent_shape]; nothing is drawn."""
+        return LATENTS[self.bottleneck].latents(self.encoder(params, x))
+
+    def decode(self, params: Params, z: Image) -> Image:
+        """Latents to images, nearly in [-1, 1]."""
+        return self.decoder(params, LATENTS[self.bottleneck].to_decoder(params, z))
+
+
+LATENTS = {"kl": bottleneck.GAUSSIAN, "vq": bottleneck.CODEBOOK, "none": bottleneck.OPEN}
+
+
+def make_autoencoder_model(config) -> AutoencoderModel:
+    """Builds an autoencoder from config.model and config.data."""
+    return _autoencoder("model", config.model, config.data.image_size)
+
+
+def _autoencoder(section: str, settings: Mapping[str, Any], size: int) -> AutoencoderModel:
+    check_positive("data.image_size", size)
+    settings = dict(settings)
+    name = settings.pop("network", None)
+    module = choose(f"{section}.network", name, AUTOENCODERS)
+    given = {"dtype": choose(f"{section}.dtype", settings.pop("dtype", "float32"), DTYPES)}
+    if name == "ldm":
+        given["image_size"] = size
+    network = construct(_network_maker(module), section, settings, given=given)
+    kind = "none" if name != "ldm" else "kl" if settings.get("num_codes") is None else "vq"
+    encoder, decoder = (partial(network.apply, method=method) for method in (module.encode, module.decode))
+    model = AutoencoderModel(network, encoder, decoder, kind, latent_shape=())
+    image = jax.ShapeDtypeStruct((1, size, size, IMAGE_CHANNELS), jnp.float32)
+    try:
+        latents = jax.eval_shape(model.encode, abstract_params(network), image)
+    except ValueError as error:
+        raise ConfigError(f"config.data.image_size is {size}: {error}") from error
+    return model._replace(latent_shape=latents.shape[1:])
+
+
+def _autoencoder_task(config, model: AutoencoderModel) -> Task:
+    """Builds the task from config.objective, which also holds the keyword arguments of the bottleneck."""
+    settings = dict(config.objective)
+    name = settings.pop("name", None)
+    passage = choose("objective.name", name, BOTTLENECKS)
+    if name != model.bottleneck:
+        raise ConfigError(
+            f"config.objective.name is {name!r}, but the network of config.model is one for {model.bottleneck!r}"
+        )
+    error = choose("objective.error", settings.pop("error", None), PIXEL_ERRORS)
+    check_fields(passage, "objective", settings)
+    return autoencoding.make_autoencoder_task(
+        model.network.init,
+        model.encoder,
+        model.decoder,
+        model.latent_shape,
+        partial(passage, **settings),
+        error,
+        dropout=config.model.get("dropout", 0.0) > 0,
+    )
+
+
 class TaskMaker(NamedTuple):
     """What is trained: from a config to a model, and to the task that trains it.
 
@@ -329,7 +408,10 @@ class TaskMaker(NamedTuple):
     sections: Mapping[str, Mapping[str, Any] | None]  # of the config, besides SECTIONS and as there
 
 
-TASKS = {"diffusion": TaskMaker(make_diffusion_model, _diffusion_task, DIFFUSION_SECTIONS)}
+TASKS = {
+    "diffusion": TaskMaker(make_diffusion_model, _diffusion_task, DIFFUSION_SECTIONS),
+    "autoencoder": TaskMaker(make_autoencoder_model, _autoencoder_task, AUTOENCODER_SECTIONS),
+}
 
 
 def task_of(config) -> str:
@@ -456,6 +538,18 @@ def first_state(training: Training, key: Key, weights: Params) -> TrainState:
         return replace(state, params=params, ema={rate: jax.tree.map(jnp.copy, params) for rate in state.ema})
 
     return jit(init, out_shardings=training.state_sharding)(key, weights)
+
+
+def make_reconstruct(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callable[[Params, Pixels], Pixels]:
+    """Compiles an autoencoder's way there and back, u8[n, h, w, 3] to the same, spread over the devices of a mesh."""
+    batch = parallel.over_data(mesh)
+
+    @partial(jit, out_shardings=parallel.replicated(mesh))  # every process gets every image
+    def reconstruct(params, pixels):
+        pixels = jax.lax.with_sharding_constraint(pixels, batch)
+        return codec.to_uint8(model.decode(params, model.encode(params, codec.to_signed(pixels))))
+
+    return reconstruct
 
 
 def make_data_source(config) -> sources.Source:

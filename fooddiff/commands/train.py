@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import build, keys, parallel, processes
 from fooddiff.arrays import Batch, Key
-from fooddiff.commands import diffusion_actions, signals
+from fooddiff.commands import autoencoder_actions, diffusion_actions, signals
 from fooddiff.commands.actions import Surroundings
 from fooddiff.data.feed import device_batches
 from fooddiff.runs import workdir as workdirs
@@ -27,7 +27,10 @@ from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
 
-ACTIONS = {"diffusion": diffusion_actions.make_actions}  # of every task of `build.TASKS`
+ACTIONS = {  # of every task of `build.TASKS`
+    "diffusion": diffusion_actions.make_actions,
+    "autoencoder": autoencoder_actions.make_actions,
+}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
