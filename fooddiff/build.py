@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from fooddiff import codec, parallel
-from fooddiff.arrays import Array, Batch, Image, Key, Params, Pixels
+from fooddiff.arrays import Array, Batch, Cond, Image, Key, Params, PerExample, Pixels
 from fooddiff.codec import Codec
 from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
@@ -21,10 +21,11 @@ from fooddiff.diffusion import continuous, denoiser, discrete, guidance, losses,
 from fooddiff.diffusion import schedule as schedules
 from fooddiff.diffusion.denoiser import Denoiser
 from fooddiff.diffusion.discrete import GaussianDiffusion
-from fooddiff.diffusion.level import Transition
+from fooddiff.diffusion.level import Level, Transition, clean_level
 from fooddiff.eval import resize
 from fooddiff.model import bottleneck
 from fooddiff.model.autoencoder import Autoencoder
+from fooddiff.model.classifier import Classifier
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.taesd import TAESD
 from fooddiff.model.unet import UNet
@@ -33,12 +34,15 @@ from fooddiff.sample.generate import Draw, make_draw
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
 from fooddiff.train import optimizer
+from fooddiff.train import times as levels
 from fooddiff.train.averages import make_averages
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
 from fooddiff.train.task import Task
 from fooddiff.train.tasks import autoencoder as autoencoding
+from fooddiff.train.tasks import classifier as classification
 from fooddiff.train.tasks import diffusion
+from fooddiff.train.times import Times
 from fooddiff.xla import jit
 
 SCHEDULES = {"linear": schedules.linear_betas, "cosine": schedules.cosine_betas}
@@ -57,7 +61,7 @@ VARIANCES = {
     "learned_range": denoiser.learned_range,
 }
 OBJECTIVES = {"mse": losses.mse_loss, "hybrid": losses.hybrid_loss, "vlb": losses.vlb_loss}  # of discrete processes
-TIMESTEP_SAMPLING = {"uniform": diffusion.uniform_timesteps, "loss_second_moment": diffusion.important_timesteps}
+TIMESTEP_SAMPLING = {"uniform": levels.uniform_timesteps, "loss_second_moment": levels.important_timesteps}
 WEIGHTS = {
     "constant": weights.constant,
     "snr": weights.snr,
@@ -85,6 +89,7 @@ NETWORKS = {"unet": UNet, "uvit": UViT}
 AUTOENCODERS = {"ldm": Autoencoder, "taesd": TAESD}
 BOTTLENECKS = {"kl": autoencoding.gaussian, "vq": autoencoding.codebook, "none": autoencoding.no_bottleneck}
 PIXEL_ERRORS = {"l1": autoencoding.absolute_error, "l2": autoencoding.squared_error}
+CLASSIFIERS = {"adm_encoder": Classifier}
 OPTIMIZERS = {"adam": optimizer.adam, "adamw": optimizer.adamw, "muon": optimizer.muon}
 RESIZE = {"tf1": resize.tf1, "half_pixel": resize.half_pixel, "clean_bicubic": resize.clean_bicubic}
 SHARDED = {"nothing": (), "averages": ("ema", "opt_state"), "all": ("ema", "opt_state", "params")}  # parts of the state
@@ -124,6 +129,13 @@ DIFFUSION_SECTIONS = {
 AUTOENCODER_SECTIONS = {
     "eval": {"every_steps": int, "count": int | None, "batch_size": int},
 }
+CLASSIFIER_SECTIONS = {
+    "diffusion": None,
+    "eval": {
+        "every_steps": int, "batches": int, "batch_size": int, "weights": tuple[str, ...],
+        "source": str | None, "path": str | None,
+    },
+}  # fmt: skip
 
 
 class DiffusionModel(NamedTuple):
@@ -136,6 +148,7 @@ class DiffusionModel(NamedTuple):
     steps: Callable[[SamplerSpec], Transition]  # the steps of a sampling run
     num_classes: int | None
     null_label: int | None  # the label that means none, if the network knows one
+    posterior_variance: bool  # of a step's variance: whether it is the posterior's, zero at the last step
 
 
 def make_diffusion_model(config) -> DiffusionModel:
@@ -159,6 +172,7 @@ def make_diffusion_model(config) -> DiffusionModel:
         steps,
         num_classes,
         num_classes if knows_null_label(network, num_classes) else None,
+        log_var in (None, denoiser.fixed_small),
     )
 
 
@@ -276,7 +290,7 @@ def _continuous_objective(config, model: DiffusionModel, settings: dict[str, Any
         raise ConfigError(f"config.objective has no field {', '.join(settings)}")
     check_fields(functions["weight"], "objective.weight_options", options["weight"])
     check_fields(functions["density"], "objective.density_options", options["density"], given=log_snr_of)
-    times = diffusion.log_snrs(partial(functions["density"], **options["density"], **log_snr_of))
+    times = levels.log_snrs(partial(functions["density"], **options["density"], **log_snr_of))
     weight = partial(functions["weight"], **options["weight"])
     return times, partial(losses.weighted_loss, weight), ("x0_mse",)
 
@@ -397,6 +411,72 @@ def _autoencoder_task(config, model: AutoencoderModel) -> Task:
     )
 
 
+class ClassifierModel(NamedTuple):
+    """A network that says log p(y | x_t), and the noise of the images that it knows."""
+
+    network: Network  # (params, x_t, network_time) -> logits
+    codec: Codec
+    num_classes: int
+    noise: Times | None  # None: it has seen images without noise alone
+    network_time: Callable[[Level], Array]  # what it is fed at a level, be it of another process
+
+
+def make_classifier_model(config) -> ClassifierModel:
+    """Builds a classifier from config.model and, where its images are noisy, config.diffusion."""
+    size, model = config.data.image_size, dict(config.model)
+    check_positive("data.image_size", size)
+    module = choose("model.network", model.pop("network"), CLASSIFIERS)
+    dtype = choose("model.dtype", model.pop("dtype", "float32"), DTYPES)
+    given = dict(image_size=size, in_channels=IMAGE_CHANNELS, dtype=dtype)
+    network = construct(_network_maker(module), "model", model, given=given)
+    noise, network_time = None, lambda level: jnp.zeros_like(level.log_snr)
+    if "diffusion" in config:
+        settings = dict(config.diffusion)
+        make_noise = choose("diffusion.time", settings.pop("time", None), NOISES)
+        noise, network_time = construct(make_noise, "diffusion", settings)
+    return ClassifierModel(network, codec.pixels(size), model["num_classes"], noise, network_time)
+
+
+def _discrete_noise(*, schedule: str, timesteps: int, rescale_timesteps: bool):
+    betas = choose("diffusion.schedule", schedule, SCHEDULES)(timesteps)
+    process = discrete.make_process(betas, rescale_timesteps=rescale_timesteps)
+    times = levels.uniform_timesteps(process)._replace(at=partial(discrete.level_at, process))
+    return times, lambda level: discrete.network_time_at(process, level.log_snr)
+
+
+def _continuous_noise(*, schedule: str):
+    log_snr_of = choose("diffusion.schedule", schedule, LOG_SNRS)
+    limit = continuous.MAX_LOG_SNR
+    times = levels.log_snrs(partial(continuous.stratified, log_snr_of=log_snr_of))
+    return times, lambda level: jnp.clip(level.log_snr, -limit, limit)
+
+
+NOISES = {"discrete": _discrete_noise, "continuous": _continuous_noise}
+
+
+def _classifier_task(config, model: ClassifierModel) -> Task:
+    """Builds the task from config.objective."""
+    for field in ("every_steps", "batches", "batch_size"):
+        check_positive(f"eval.{field}", config.eval[field])
+    return construct(
+        _make_classifier_task, "objective", dict(config.objective),
+        given=dict(model=model, dropout=config.model.get("dropout", 0.0) > 0),
+    )  # fmt: skip
+
+
+def _make_classifier_task(*, crop: int, model: ClassifierModel, dropout: bool) -> Task:
+    if crop < 0:
+        raise ConfigError(f"config.objective.crop is {crop}, expected 0 or more pixels")
+    return classification.make_classifier_task(
+        model.network, model.codec, noise=model.noise, network_time=model.network_time, crop=crop, dropout=dropout
+    )
+
+
+def heldout_task(model: ClassifierModel) -> Task:
+    """A classifier's task without what is to make training harder: its metrics are those of held-out images."""
+    return _make_classifier_task(crop=0, model=model, dropout=False)
+
+
 class TaskMaker(NamedTuple):
     """What is trained: from a config to a model, and to the task that trains it.
 
@@ -411,6 +491,7 @@ class TaskMaker(NamedTuple):
 TASKS = {
     "diffusion": TaskMaker(make_diffusion_model, _diffusion_task, DIFFUSION_SECTIONS),
     "autoencoder": TaskMaker(make_autoencoder_model, _autoencoder_task, AUTOENCODER_SECTIONS),
+    "classifier": TaskMaker(make_classifier_model, _classifier_task, CLASSIFIER_SECTIONS),
 }
 
 
@@ -579,6 +660,29 @@ def make_dataset(config, split: str) -> Dataset:
     return dataset
 
 
+def make_heldout(config, class_names: tuple[str, ...]) -> Dataset:
+    """Opens the test split that a classifier is tested on: of config.eval.source or, if that is None, of config.data.
+
+    Labels are those of the given class names, whatever the order of the other source.
+
+    Raises:
+        ConfigError: that source has other classes.
+    """
+    settings = config.copy_and_resolve_references()
+    if config.eval.source is not None:
+        settings.data.update({"source": config.eval.source, "path": config.eval.path})
+    dataset = make_dataset(settings, "test")
+    if dataset.class_names == class_names:
+        return dataset
+    if set(dataset.class_names) != set(class_names):
+        raise ConfigError(
+            f"config.eval.source {settings.data.source!r} has other classes than config.data.source: "
+            f"{', '.join(sorted(set(dataset.class_names) ^ set(class_names))[:5])}, ... are not in both"
+        )
+    order = np.array([class_names.index(name) for name in dataset.class_names], np.int32)
+    return replace(dataset, labels=order[dataset.labels], class_names=class_names)
+
+
 def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
     """Reads a sampler from config.sample; `changes` that are not None replace its values.
 
@@ -593,12 +697,32 @@ def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
     return replace(spec, interval=None, rescale=0.0) if spec.guidance == 1 else spec  # which belong to guidance
 
 
-def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec) -> Draw:
+class WithClassifier(NamedTuple):
+    """The parameters of a sampler that a classifier guides."""
+
+    params: Params
+    classifier: Params
+
+
+def make_sampler(
+    model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec, *, classifier: ClassifierModel | None = None
+) -> Draw:
     """Builds the compiled sampler of a spec.
+
+    Args:
+        model: what is sampled.
+        mesh: devices.
+        spec: how.
+        classifier: what spec.classifier_scale guides by; the sampler's parameters are then a `WithClassifier`.
 
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
     """
+    if bool(spec.classifier_scale) != (classifier is not None):
+        raise ConfigError(
+            f"classifier_scale is {spec.classifier_scale} with{'out' if classifier is None else ''} a classifier: "
+            f"expected both --classifier=WORKDIR and --classifier_scale, or neither"
+        )
     sampler = choose("sample.sampler", spec.sampler, SAMPLERS)
     if not 0 <= spec.eta <= 1:
         raise ConfigError(f"eta is {spec.eta}, expected a number in [0, 1]")
@@ -616,14 +740,39 @@ def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSp
     def denoiser_of(params: Params) -> Denoiser:
         return denoiser.clipped(guide(model.denoiser(partial(model.network.apply, params))))
 
+    def sampler_of(params: Params) -> Callable:
+        return partial(sampler, denoiser_of(params))
+
+    def pulled_sampler_of(params: WithClassifier) -> Callable:
+        log_prob = _classifier_log_prob(classifier, params.classifier)
+        gradient, denoise = guidance.classifier_gradient(log_prob, spec.classifier_scale), denoiser_of(params.params)
+        if spec.sampler != "ancestral":
+            return partial(sampler, guidance.classifier_guided(denoise, gradient))
+        discrete_posterior = model.process is not None and model.posterior_variance
+        return partial(sampler, denoise, gradient=guidance.without_last(gradient) if discrete_posterior else gradient)
+
     return make_draw(
-        sampler,
+        sampler_of if classifier is None else pulled_sampler_of,
         model.steps(spec),
-        denoiser_of,
         model.codec,
         conditional=model.num_classes is not None,
         mesh=mesh,
     )
+
+
+def clean_logits(model: ClassifierModel, params: Params, x_0: Image) -> Array:
+    """What a classifier says of images without noise: a noisy one takes them as the least noisy ones that it knows."""
+    level = jax.tree.map(lambda number: jnp.full((len(x_0),), number), clean_level())
+    return model.network.apply(params, x_0, model.network_time(level))
+
+
+def _classifier_log_prob(model: ClassifierModel, params: Params) -> guidance.LogProb:
+    """A classifier as guidance asks it: at a level of noise of whatever process, which it is fed as its own time."""
+
+    def log_prob(x_t: Image, level: Level, cond: Cond) -> PerExample:
+        return classification.log_prob(model.network.apply(params, x_t, model.network_time(level)), cond["y"])
+
+    return log_prob
 
 
 def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser], Denoiser]:

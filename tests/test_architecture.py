@@ -29,7 +29,7 @@ LIBRARIES = {  # files or folders that may import them
     "ml_collections": ("build.py", "runs/", "convert/", "bench/", "commands/"),
     "absl": ("commands/flags.py", "commands/terminal.py"),
     "argparse": ("commands/",),
-    "torch": ("bench/reference_worker.py",),  # which runs in the peer's environment
+    "torch": ("bench/peer/",),  # which runs in the peer's environment
     "tensorflow": (),
     "torchvision": (),
 }

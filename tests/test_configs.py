@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from fooddiff import build, parallel
+from fooddiff.commands import train
 from fooddiff.model.network import abstract_params
 
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
@@ -20,6 +21,7 @@ def test_init_step_and_sample_fit_together(name):
     mesh = parallel.make_mesh()
     training = build.make_training(config, mesh)
     model, state = training.model, training.abstract_state
+    assert build.task_of(config) in train.ACTIONS
     key = jax.eval_shape(lambda: jax.random.key(0))
     after = jax.eval_shape(training.step, *build.abstract_step_arguments(config, training))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(

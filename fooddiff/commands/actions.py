@@ -25,4 +25,4 @@ class Actions(NamedTuple):
 
     check_data: Callable[[Dataset], None]  # raises, before the first step, what the data would make the actions raise
     periodic: Callable[[Surroundings], list[Periodic]]
-    next_command: str  # what to do with a run that is done; followed by --workdir
+    next_command: str  # what to do with a run that is done; {} is its workdir

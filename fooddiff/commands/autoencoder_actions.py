@@ -52,7 +52,7 @@ def make_actions(config: ConfigDict, model: build.AutoencoderModel, mesh: jax.sh
     return Actions(
         check_data=lambda dataset: None,
         periodic=periodic,
-        next_command="python -m fooddiff.eval reconstructions",
+        next_command="python -m fooddiff.eval reconstructions --workdir={}",
     )
 
 

@@ -41,7 +41,7 @@ def make_actions(config: ConfigDict, model: build.DiffusionModel, mesh: jax.shar
             Periodic(config.sample.every_steps, partial(_draw_grids, config, *draws, around)),
             *_evaluations(config, draws[0], around),
         ],
-        next_command="python run_sample.py",
+        next_command="python run_sample.py --workdir={}",
     )
 
 

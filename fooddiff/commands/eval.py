@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fooddiff import build, processes
+from fooddiff.commands import agreement as classes
 from fooddiff.commands import flags as shared
 from fooddiff.commands import likelihood, scorer
 from fooddiff.commands import reconstructions as autoencoders
@@ -50,6 +51,8 @@ def run(flags: argparse.Namespace) -> None:
 
 def follow(flags: argparse.Namespace) -> None:
     """Scores every new checkpoint of a training that goes on in another process."""
+    if flags.classifier is not None:
+        raise ValueError("follow takes no --classifier: score its checkpoints with `run`")
     scorer.follow(
         flags.workdir,
         _scoring(flags),
@@ -128,6 +131,23 @@ def reconstructions(flags: argparse.Namespace) -> None:
     )
 
 
+def agreement(flags: argparse.Namespace) -> None:
+    """Counts the samples of a checkpoint in which a classifier of real images reads the class asked for."""
+    classes.run(
+        flags.workdir,
+        flags.judge,
+        step=flags.step,
+        weights=flags.weights,
+        sampling=shared.sampling(flags),
+        classifier=flags.classifier,
+        per_class=flags.per_class,
+        seed=flags.seed,
+        batch_size=flags.batch_size,
+        cache_dir=flags.cache_dir,
+        stop_if_asked=flags.stop_if_asked,
+    )
+
+
 def _scoring(flags: argparse.Namespace) -> scorer.Scoring:
     return scorer.Scoring(
         extractor=_extractor(flags),
@@ -136,6 +156,7 @@ def _scoring(flags: argparse.Namespace) -> scorer.Scoring:
         kid_subset_size=flags.kid_subset_size,
         per_class=flags.per_class,
         sampling=shared.sampling(flags),
+        classifier=flags.classifier,
         seed=flags.seed,
         batch_size=flags.batch_size,
     )
@@ -188,6 +209,20 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_run(command)
     command.set_defaults(run=follow)
     command.add_argument("--poll_seconds", type=float, default=30.0, help="between two looks (default: 30)")
+
+    command = subcommands.add_parser("agreement", help=agreement.__doc__)
+    shared.add_checkpoint(command)
+    command.set_defaults(run=agreement)
+    command.add_argument("--judge", type=Path, required=True, help="workdir or file of the classifier that judges")
+    command.add_argument(
+        "--per_class", type=int, help="samples of each class; as many as the test split has if not given"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
+    command.add_argument(
+        "--cache_dir", type=Path, default=Path("~/.cache/fooddiff").expanduser(), help="what was classified already"
+    )
+    shared.add_sampling(command)
 
     command = subcommands.add_parser("images", parents=[metrics, features], help=images.__doc__)
     command.set_defaults(run=images)

@@ -85,6 +85,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eta", type=float, help="stochasticity of ddim and heun, from 0 to 1")
     group.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 is off")
     group.add_argument("--interval", type=_numbers, help="log SNRs between which to guide, for instance -4,4")
+    group.add_argument("--classifier", type=Path, metavar="WORKDIR", help="a classifier of noisy images that guides")
+    group.add_argument("--classifier_scale", type=float, help="scale of its gradient; 0 is none")
     group.add_argument("--rescale", type=float, help="share of a guided image's deviation that is brought back, 0 to 1")
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from fooddiff import build, parallel, processes
+from fooddiff import parallel, processes
 from fooddiff.chunks import stored_chunks
 from fooddiff.commands import signals
+from fooddiff.commands.guide import drawing
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs.load import class_ids, load_trained
@@ -32,6 +33,7 @@ def run(
     classes: Sequence[str],
     per_class: int,
     spec: Mapping[str, Any],
+    classifier: Path | None = None,
     seed: int,
     batch_size: int,
     single_files: bool,
@@ -50,6 +52,7 @@ def run(
         classes: class names; empty takes all.
         per_class: images per class.
         spec: fields of `SamplerSpec` that replace those of config.sample where they are not None.
+        classifier: a run or file whose averaged weights guide, see `guide.drawing`.
         seed: image i of a class depends on (seed, class, i) only.
         batch_size: images per call of the compiled sampler, rounded up to the number of devices.
         single_files: also write every image as a PNG of its own.
@@ -66,8 +69,7 @@ def run(
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
-    sampler = build.sampler_spec(trained.config.sample, **spec)
-    draw = build.make_sampler(trained.model, mesh, sampler)
+    sampler, draw, params, recipe = drawing(trained, mesh, spec, classifier)
     names = tuple(classes) or trained.class_names
     wanted = class_ids(trained.class_names, names)
     ids = sample_ids(wanted, per_class)
@@ -76,8 +78,8 @@ def run(
     batch_size += -batch_size % mesh.size
     out = workdir / "samples" if out is None else out
     made_by = {
-        "weights_sha256": processes.sha256_of(trained.params),
-        "recipe": build.recipe(trained.config),
+        "weights_sha256": processes.sha256_of(params),
+        "recipe": recipe,
         "sampling": sampler.to_json(),
         "seed": seed,
         "batch_size": batch_size,
@@ -88,7 +90,7 @@ def run(
     unfinished = out / f"{stem}.partial"
 
     def draw_rows(rows: slice) -> dict[str, np.ndarray]:
-        (images,) = draw_batches(draw, trained.params, jax.random.key(seed), ids[rows], batch_size)
+        (images,) = draw_batches(draw, params, jax.random.key(seed), ids[rows], batch_size)
         return {"images": images}
 
     batches = []

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params
+from fooddiff.commands.guide import drawing
 from fooddiff.eval import results
 from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
 from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like
@@ -45,6 +46,7 @@ class Scoring:
         kid_subset_size: their size.
         per_class: samples of every class; None takes as many of each class as the reference has.
         sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
+        classifier: the run or file of a classifier that guides, see `guide.drawing`.
         seed: of the samples, and of the draws of subsets.
         batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
     """
@@ -55,6 +57,7 @@ class Scoring:
     kid_subset_size: int
     per_class: int | None
     sampling: Mapping[str, Any]
+    classifier: Path | None
     seed: int
     batch_size: int
 
@@ -105,17 +108,10 @@ def score(
         The record.
     """
     ids = scoring.ids(reference, class_names)
-    made_by = {
-        "step": step,
-        "weights": weights,
-        "weights_sha256": processes.sha256_of(params),
-        "recipe": recipe,
-        "sampling": spec.to_json(),
-        "seed": scoring.seed,
-        "batch_size": scoring.batch_size,
-    }
-    images = GeneratedImages(draw, params, jax.random.key(scoring.seed), ids, scoring.batch_size)
-    samples = generated_set(images, ids, tuple(class_names), f"step {step:,} {weights}", made_by)
+    samples, made_by = samples_of(
+        draw, params, ids, spec=spec, recipe=recipe, step=step, weights=weights, class_names=class_names,
+        seed=scoring.seed, batch_size=scoring.batch_size,
+    )  # fmt: skip
     record = evaluate(
         samples,
         reference,
@@ -130,6 +126,37 @@ def score(
     path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)))
     processes.on_first(lambda: results.write_record(path, record))
     return record
+
+
+def samples_of(
+    draw: Draw,
+    params: Params,
+    ids: np.ndarray,
+    *,
+    spec: SamplerSpec,
+    recipe: Mapping[str, Any],
+    step: int,
+    weights: str,
+    class_names: Sequence[str],
+    seed: int,
+    batch_size: int,
+) -> tuple[ImageSet, dict[str, Any]]:
+    """Names samples of a model, which are drawn when they are asked for.
+
+    Returns:
+        The samples `ids`, int32[n, 2], and everything they depend on besides, as JSON types.
+    """
+    made_by = {
+        "step": step,
+        "weights": weights,
+        "weights_sha256": processes.sha256_of(params),
+        "recipe": recipe,
+        "sampling": spec.to_json(),
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    images = GeneratedImages(draw, params, jax.random.key(seed), ids, batch_size)
+    return generated_set(images, ids, tuple(class_names), f"step {step:,} {weights}", made_by), made_by
 
 
 def numbers_of(record: dict) -> dict[str, float]:
@@ -189,6 +216,7 @@ def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scori
         kid_subset_size=1000,
         per_class=settings.per_class,
         sampling={},
+        classifier=None,
         seed=SEED,
         batch_size=sample.batch_size,
     )
@@ -210,17 +238,16 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
-    spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
-    draw = build.make_sampler(trained.model, mesh, spec)
+    spec, draw, params, recipe = drawing(trained, mesh, scoring.sampling, scoring.classifier)
     record = score(
         scoring,
         spec,
         draw,
-        trained.params,
+        params,
         step=trained.step,
         weights=trained.weights,
         class_names=trained.class_names,
-        recipe=build.recipe(trained.config),
+        recipe=recipe,
         reference=reference_of(trained.config) if reference is None else reference,
         workdir=workdir,
     )

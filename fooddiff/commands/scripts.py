@@ -59,6 +59,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
             classes=flags.classes,
             per_class=flags.per_class,
             spec=shared.sampling(flags),
+            classifier=flags.classifier,
             seed=flags.seed,
             batch_size=flags.batch_size,
             single_files=flags.single_files,

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import build, keys, parallel, processes
 from fooddiff.arrays import Batch, Key
-from fooddiff.commands import autoencoder_actions, diffusion_actions, signals
+from fooddiff.commands import autoencoder_actions, classifier_actions, diffusion_actions, signals
 from fooddiff.commands.actions import Surroundings
 from fooddiff.data.feed import device_batches
 from fooddiff.runs import workdir as workdirs
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 ACTIONS = {  # of every task of `build.TASKS`
     "diffusion": diffusion_actions.make_actions,
     "autoencoder": autoencoder_actions.make_actions,
+    "classifier": classifier_actions.make_actions,
 }
 
 
@@ -116,7 +117,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if number := stop_signal(wait=True):
         log.info("stopped at step %d, which is saved; the same command goes on", int(state.step))
         raise signals.Stopped(number)
-    log.info("done. Next: %s --workdir=%s", actions.next_command, workdir)
+    log.info("done. Next: %s", actions.next_command.format(workdir))
 
 
 def _check_room(workdir: Path, needed: int) -> None:

@@ -35,6 +35,13 @@ def timestep_embedding(t: Float[Array, " n"], dim: int, *, max_period: float = 1
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def space_to_depth(x: Image, size: int) -> Image:
+    """[n, h, w, c] to [n, h/size, w/size, size size c]: every patch becomes the channels of one position."""
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // size, size, w // size, size, c)
+    return jnp.swapaxes(x, 2, 3).reshape(n, h // size, w // size, size * size * c)
+
+
 def conv(
     in_channels: int, out_channels: int, size: int,
     *, dtype, rngs: nnx.Rngs, stride: int = 1, padding: tuple[int, int] | None = None, bias: bool = True,

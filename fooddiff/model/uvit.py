@@ -16,6 +16,7 @@ from fooddiff.model.unet import (
     check_counts,
     conv,
     linear,
+    space_to_depth,
     timestep_embedding,
     zero_conv,
 )
@@ -170,13 +171,6 @@ class UViT(nnx.Module):
         for block in self.up:
             h = block(h, embedding, None)
         return depth_to_space(self.conv_out(self.norm_out(h.astype(jnp.float32), silu=True)), self.patch_size)
-
-
-def space_to_depth(x: Image, size: int) -> Image:
-    """[n, h, w, c] to [n, h/size, w/size, size size c]: every patch becomes the channels of one position."""
-    n, h, w, c = x.shape
-    x = x.reshape(n, h // size, size, w // size, size, c)
-    return jnp.swapaxes(x, 2, 3).reshape(n, h // size, w // size, size * size * c)
 
 
 def depth_to_space(x: Image, size: int) -> Image:

@@ -139,8 +139,8 @@ def read_distances(path: Path) -> list[Distance]:
     """
     record = _read_json(path)
     try:
-        if "step" not in record.get("samples", {}).get("made_by", {}):
-            return []  # bits/dim, or images that no model made
+        if "judge" in record or "step" not in record.get("samples", {}).get("made_by", {}):
+            return []  # class agreement, bits/dim, or images that no model made
         made_by, reference = record["samples"]["made_by"], record["reference"]
         return [
             Distance(

@@ -86,9 +86,7 @@ def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Me
 def check_task(config: ConfigDict, task: str | None, where: Path) -> None:
     """Raises WorkdirError unless a config trains a task; None accepts any."""
     if task not in (None, found := task_of(config)):
-        raise WorkdirError(
-            f"{where} holds a model of the task {found!r}, but a model of the task {task!r} is needed here"
-        )
+        raise WorkdirError(f"{where} holds a model of the task {found!r}, where one of the task {task!r} is needed")
 
 
 def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[str, ...], Any]:

@@ -8,11 +8,10 @@ import jax
 import numpy as np
 
 from fooddiff import parallel
-from fooddiff.arrays import Array, Cond, Int, Key, Params, Pixels
+from fooddiff.arrays import Array, Cond, Image, Int, Key, Params, Pixels
 from fooddiff.codec import Codec
-from fooddiff.diffusion.denoiser import Denoiser
 from fooddiff.diffusion.level import Transition
-from fooddiff.diffusion.samplers import Sampler
+from fooddiff.diffusion.samplers import Noise
 from fooddiff.keys import sample_noise, stream
 from fooddiff.xla import jit
 
@@ -21,9 +20,8 @@ Draw: TypeAlias = Callable[[Params, Key, Int[Array, "n 2"]], Pixels]
 
 
 def make_draw(
-    sampler: Sampler,
+    sampler: Callable[[Params], Callable[[Transition, Image, Noise, Cond], Image]],
     steps: Transition,
-    denoiser: Callable[[Params], Denoiser],
     codec: Codec,
     *,
     conditional: bool,
@@ -32,9 +30,8 @@ def make_draw(
     """Compiles noise to pixels as one program, spread over the devices of a mesh.
 
     Args:
-        sampler: the sampler.
+        sampler: parameters -> the sampler of a denoiser that has them, with its guidance.
         steps: the steps it takes.
-        denoiser: parameters -> the denoiser, with its guidance.
         codec: between what is diffused and pixels.
         conditional: whether the denoiser is to know the class.
         mesh: devices, with an axis "data".
@@ -50,8 +47,7 @@ def make_draw(
     def draw(params, key, ids):
         ids = jax.lax.with_sharding_constraint(ids, batch)
         cond: Cond = {"y": ids[:, 0]} if conditional else {}
-        x_0 = sampler(
-            denoiser(params),
+        x_0 = sampler(params)(
             steps,
             sample_noise(stream(key, "x_T"), ids, codec.shape),
             lambda remaining: sample_noise(stream(key, "noise", remaining), ids, codec.shape),

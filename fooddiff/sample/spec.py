@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSpec:
-    """A sampler with its settings. `build.make_draw` checks them."""
+    """A sampler with its settings. `build.make_sampler` checks them."""
 
     sampler: str = "ancestral"  # or ddim, dpmpp_2m, sde_dpmpp_2m, heun
     steps: int | None = None  # levels along the way; None takes every timestep of a discrete process
@@ -15,6 +15,7 @@ class SamplerSpec:
     guidance: float = 1.0  # scale of classifier-free guidance; 1 is off and costs nothing
     interval: tuple[float, ...] | None = None  # log SNRs (low, high) between which to guide; None: everywhere
     rescale: float = 0.0  # share of the guided x_0's deviation that is brought back, from 0 to 1
+    classifier_scale: float = 0.0  # of the gradient of a classifier; 0 is none
 
     @property
     def name(self) -> str:
@@ -27,8 +28,11 @@ class SamplerSpec:
         return "_".join([f"{self.sampler}-{'all' if self.steps is None else self.steps}", *changed])
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON types."""
-        return asdict(self)
+        """The settings as JSON types; without a classifier as they were before there was one, for names hold it."""
+        settings = asdict(self)
+        if not self.classifier_scale:
+            del settings["classifier_scale"]
+        return settings
 
 
 def _text(value: Any) -> str:
