@@ -12,15 +12,18 @@ from ml_collections.config_dict import placeholder
 from configs import hybrid
 
 
-def get_config(bottleneck: str = "kl") -> ConfigDict:
+def get_config(variant: str = "kl") -> ConfigDict:
     """Returns the config; sections that are not here are those of hybrid.py.
 
     Args:
-        bottleneck: "kl" or "vq", given after a colon: --config=configs/autoencoder.py:vq.
+        variant: "kl", "vq", or "gpu128" and "gpu256", which are for a GPU and KL, too; given after a colon:
+            --config=configs/autoencoder.py:vq.
     """
+    variants = {"kl": None, "vq": None, "gpu128": _gpu128, "gpu256": _gpu256}
+    if variant not in variants:
+        raise ValueError(f"autoencoder takes the variant {', '.join(variants)}, got {variant!r}")
+    bottleneck = "vq" if variant == "vq" else "kl"
     objectives = {"kl": dict(weight=1e-6), "vq": dict(weight=1.0, beta=0.25)}
-    if bottleneck not in objectives:
-        raise ValueError(f"autoencoder takes the bottleneck {' or '.join(objectives)}, got {bottleneck!r}")
     config = hybrid.get_config()
     config.task = "autoencoder"
     for section in ("diffusion", "sample"):
@@ -60,4 +63,28 @@ def get_config(bottleneck: str = "kl") -> ConfigDict:
     config.eval.count = 505  # images, spread evenly over the classes; None takes all
     config.eval.batch_size = 64
     config.log.every_steps = 50
+    if (change := variants[variant]) is not None:
+        change(config)
     return config
+
+
+def _gpu128(config: ConfigDict) -> None:
+    """128x128 pixels to 32x32x8."""
+    config.data.image_size = 128
+    config.model.model_channels = 96
+    config.model.channel_mult = (1, 2, 4)
+    config.model.num_res_blocks = 2
+    config.model.norm_groups = 32
+    config.model.dtype = "bfloat16"
+    config.optimizer.lr = 3e-4
+    config.train.steps = 50_000
+    config.train.batch_size = 64
+    config.train.checkpoint_every = 5000
+    config.eval.every_steps = 5000
+
+
+def _gpu256(config: ConfigDict) -> None:
+    """256x256 pixels to 32x32x8."""
+    _gpu128(config)
+    config.data.image_size = 256
+    config.model.channel_mult = (1, 2, 4, 4)

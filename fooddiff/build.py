@@ -119,6 +119,7 @@ SECTIONS = {  # of every task: fields with their types; None where the arguments
 }  # fmt: skip
 DIFFUSION_SECTIONS = {
     "diffusion": None,
+    "codec": None,
     "sample": {"every_steps": int, "classes": tuple[str, ...], "per_class": int, "batch_size": int}
     | {field.name: SamplerSpec.__annotations__[field.name] for field in fields(SamplerSpec)},
     "eval": {
@@ -156,17 +157,18 @@ def make_diffusion_model(config) -> DiffusionModel:
     settings = dict(config.diffusion)
     time = settings.pop("time", "discrete")  # absent where checkpoints are older than the choice
     process, read, log_var, steps = construct(choose("diffusion.time", time, PROCESSES), "diffusion", settings)
-    size, model = config.data.image_size, dict(config.model)
-    check_positive("data.image_size", size)
+    model = dict(config.model)
     module = choose("model.network", model.pop("network", "unet"), NETWORKS)
     dtype = choose("model.dtype", model.pop("dtype", "float32"), DTYPES)
-    channels = IMAGE_CHANNELS * (2 if log_var is denoiser.learned_range else 1)
-    given = dict(image_size=size, in_channels=IMAGE_CHANNELS, out_channels=channels, dtype=dtype)
+    diffused = make_codec(config)
+    height, _, channels = diffused.shape
+    outputs = channels * (2 if log_var is denoiser.learned_range else 1)
+    given = dict(image_size=height, in_channels=channels, out_channels=outputs, dtype=dtype)
     network = construct(_network_maker(module), "model", model, given=given)
     num_classes = model["num_classes"]
     return DiffusionModel(
         network,
-        codec.pixels(size),
+        diffused,
         partial(denoiser.make_denoiser, read=read, log_var=log_var),
         process,
         steps,
@@ -174,6 +176,28 @@ def make_diffusion_model(config) -> DiffusionModel:
         num_classes if knows_null_label(network, num_classes) else None,
         log_var in (None, denoiser.fixed_small),
     )
+
+
+def make_codec(config) -> Codec:
+    """Builds what stands between images and what is diffused: config.codec, or nothing if that is absent."""
+    size = config.data.image_size
+    check_positive("data.image_size", size)
+    if "codec" not in config:
+        return codec.pixels(size)
+    check_known("codec", config.codec, ("path", "model"))
+    check_type("codec.path", config.codec.get("path"), str | None)
+    autoencoder = make_codec_model(config)
+    return codec.latents(autoencoder.decode, autoencoder.latent_shape, abstract_params(autoencoder.network))
+
+
+def codec_tensors(config) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """What a model has among its parameters besides the network's: the tensors of config.codec, by name."""
+    return make_codec(config).tensors
+
+
+def make_codec_model(config) -> "AutoencoderModel":
+    """Builds the autoencoder of config.codec.model, which that of config.codec.path must be."""
+    return _autoencoder("codec.model", config.codec.get("model", {}), config.data.image_size)
 
 
 def _network_maker(module: type) -> Callable[..., Network]:
@@ -588,14 +612,16 @@ def recipe(config) -> dict[str, Any]:
     """What a model computes from its weights, as JSON types: the network, the process and how its output is read."""
     sections = {name: config[name].to_dict() for name in ("model", "diffusion") if name in config}
     sections["model"].pop("remat", None)  # which changes what is kept in memory alone
+    if "codec" in config:
+        sections["codec"] = config.codec.model.to_dict()
     return json.loads(json.dumps(sections | {"image_size": config.data.image_size}))
 
 
 def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Batch, Key]:
     """Shapes, dtypes and shardings of a step's arguments, to compile it without data or a model in memory."""
     n = config.train.batch_size
-    size = config.data.image_size
-    pixels = jax.ShapeDtypeStruct((n, size, size, IMAGE_CHANNELS), jnp.uint8)
+    stored = make_codec(config).stored
+    pixels = jax.ShapeDtypeStruct((n, *stored.shape), stored.dtype)
     batch = parallel.with_sharding(Batch(pixels, {"y": jax.ShapeDtypeStruct((n,), jnp.int32)}), training.over_data)
     key = parallel.with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
     return training.abstract_state, batch, key
@@ -631,6 +657,17 @@ def make_reconstruct(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callab
         return codec.to_uint8(model.decode(params, model.encode(params, codec.to_signed(pixels))))
 
     return reconstruct
+
+
+def make_encode(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callable[[Params, Pixels], Image]:
+    """Compiles an autoencoder's first half, u8[n, h, w, 3] to latents, spread over the devices of a mesh."""
+    batch = parallel.over_data(mesh)
+
+    @partial(jit, out_shardings=parallel.replicated(mesh))  # every process gets all latents
+    def encode(params, pixels):
+        return model.encode(params, codec.to_signed(jax.lax.with_sharding_constraint(pixels, batch)))
+
+    return encode
 
 
 def make_data_source(config) -> sources.Source:
@@ -738,7 +775,8 @@ def make_sampler(
     guide = _guidance(model, spec)
 
     def denoiser_of(params: Params) -> Denoiser:
-        return denoiser.clipped(guide(model.denoiser(partial(model.network.apply, params))))
+        denoise = guide(model.denoiser(partial(model.network.apply, params)))
+        return denoiser.clipped(denoise) if model.codec.bounded else denoise
 
     def sampler_of(params: Params) -> Callable:
         return partial(sampler, denoiser_of(params))

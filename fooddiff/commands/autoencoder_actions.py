@@ -11,7 +11,7 @@ from PIL import Image
 from fooddiff import build, processes
 from fooddiff.commands.actions import Actions, Surroundings
 from fooddiff.commands.likelihood import balanced_rows
-from fooddiff.commands.reconstructions import Reconstruct, reconstructed
+from fooddiff.commands.reconstructions import Reconstruct, in_batches
 from fooddiff.data.cache import Dataset
 from fooddiff.eval.reconstruction import check_size, psnr, ssim
 from fooddiff.files.atomic import write_atomically
@@ -64,7 +64,7 @@ def _reconstruct(
     averages = {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
     for name, params in ({"raw": state.params} | averages).items():
         real = heldout.images[rows]
-        ours = reconstructed(partial(reconstruct, params), real, config.eval.batch_size)
+        ours = in_batches(partial(reconstruct, params), real, config.eval.batch_size)
         found = {"PSNR": psnr(real, ours), "SSIM": ssim(real, ours)}
         numbers = {f"eval/{name}/{metric}, n={len(rows)}": float(values.mean()) for metric, values in found.items()}
         around.recorder.scalars(step, numbers)

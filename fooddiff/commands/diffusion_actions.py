@@ -74,7 +74,7 @@ def _evaluations(config: ConfigDict, draw: Draw, around: Surroundings) -> list[P
                 scoring,
                 spec,
                 draw,
-                state.params if rate is None else state.ema[rate],
+                around.codec | (state.params if rate is None else state.ema[rate]),
                 step=step,
                 weights="raw" if rate is None else f"ema_{rate}",
                 class_names=around.dataset.class_names,
@@ -127,7 +127,7 @@ def _draw_grids(
         path = around.workdir / "samples" / f"step_{step:07d}_{name}.png"
         if processes.first_says(path.exists()):
             continue
-        images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
+        images = np.concatenate(list(draw_batches(compiled, around.codec | params, key, ids, config.sample.batch_size)))
         if processes.is_first():
             grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
             path.parent.mkdir(exist_ok=True)

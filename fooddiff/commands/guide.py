@@ -45,6 +45,8 @@ def drawing(
     check_fits(guide, trained, classifier)
     if trained.model.num_classes is None:
         raise WorkdirError("this model knows no classes, so no classifier can guide it to one")
+    if "codec" in trained.config:
+        raise WorkdirError("this model diffuses latents, and classifiers know noisy images alone: none can guide it")
     if guide.model.noise is None:
         raise WorkdirError(f"the classifier {classifier} has seen no noise: to guide, it takes one of noisy images")
     draw = build.make_sampler(trained.model, mesh, spec, classifier=guide.model)

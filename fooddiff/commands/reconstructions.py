@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fooddiff import build, parallel, processes
-from fooddiff.arrays import Float, Params, Pixels
+from fooddiff.arrays import Array, Float, Params, Pixels
 from fooddiff.commands import scorer
 from fooddiff.eval import results
 from fooddiff.eval.evaluate import Extractor, evaluate
@@ -65,7 +65,7 @@ def run(
     real = images.pixels[slice(0, len(images.pixels))]
     check_size(*real.shape[1:3])
     reconstruct = partial(build.make_reconstruct(trained.model, mesh), trained.params)
-    ours = reconstructed(reconstruct, real, batch_size + -batch_size % mesh.size)
+    ours = in_batches(reconstruct, real, batch_size + -batch_size % mesh.size)
     made_by = {
         "autoencoder": {
             "step": trained.step,
@@ -98,13 +98,13 @@ def run(
     return record
 
 
-def reconstructed(reconstruct: Callable[[Pixels], Pixels], images: Pixels, batch_size: int) -> Pixels:
-    """Reconstructs any number of images with one compiled batch size; the last batch is padded and cut."""
+def in_batches(apply: Callable[[Pixels], Array], images: Pixels, batch_size: int) -> np.ndarray:
+    """Applies a compiled function to any number of images at one batch size; the last batch is padded and cut."""
     batches = []
     for start in range(0, len(images), batch_size):
         chunk = images[start : start + batch_size]
         padded = np.resize(chunk, (batch_size, *chunk.shape[1:]))
-        batches.append(np.asarray(reconstruct(padded))[: len(chunk)])
+        batches.append(np.asarray(apply(padded))[: len(chunk)])
     return np.concatenate(batches)
 
 

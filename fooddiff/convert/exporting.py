@@ -61,6 +61,8 @@ def _write_safetensors(path: Path, params: Mapping[str, np.ndarray], trained: Tr
 
 
 def _write_openai(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel) -> None:
+    if "codec" in trained.config:
+        raise ValueError("OpenAI's code knows no latents: this model can be exported to a .safetensors file alone")
     check_norm_groups(trained.config.model.norm_groups)
     with atomic_path(path) as temporary:
         write_state_dict(temporary, to_openai(params))

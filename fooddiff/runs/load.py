@@ -9,10 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff import parallel
-from fooddiff.build import check_ema_rates, make_model, task_of
+from fooddiff.build import check_ema_rates, codec_tensors, make_model, task_of
 from fooddiff.data.sources.source import checked_class_names
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints, choose_step
+from fooddiff.runs.codec_file import check_codec, read_codec
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.runs.workdir import WorkdirError
 
@@ -62,6 +63,9 @@ def load_trained(
         params = checkpoints.restore_weights(
             step, parallel.with_sharding(abstract_params(model.network), replicated), rate
         )
+    codec = read_codec(workdir, codec_tensors(config))
+    check_codec(meta.get("codec_sha256"), codec, workdir)
+    params |= {name: jax.device_put(value, replicated) for name, value in codec.items()}
     name = "raw" if rate is None else f"ema_{rate}"
     return TrainedModel(config, model, class_names, params, step, name, meta)
 
@@ -75,7 +79,8 @@ def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Me
             f"{file} holds the weights {about['weights']} of step {about['step']}: expected these, got step {step} and "
             f"weights {weights}"
         )
-    expected = {name: leaf.shape for name, leaf in abstract_params(model.network).items()}
+    tensors = abstract_params(model.network) | codec_tensors(config)
+    expected = {name: leaf.shape for name, leaf in tensors.items()}
     if expected != {name: value.shape for name, value in params.items()}:
         raise WorkdirError(f"{file} does not hold the tensors of the model that its own config describes")
     replicated = parallel.replicated(mesh)

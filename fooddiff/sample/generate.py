@@ -53,7 +53,7 @@ def make_draw(
             lambda remaining: sample_noise(stream(key, "noise", remaining), ids, codec.shape),
             cond,
         )
-        return codec.decode(x_0)
+        return codec.decode(params, x_0)
 
     return draw
 
