@@ -17,6 +17,7 @@ from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.openai import check_norm_groups, from_openai
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.codec_file import sha256_of_codec, split_codec, write_codec
 from fooddiff.runs.load import described
 from fooddiff.runs.weights_file import read_weights
 
@@ -66,7 +67,8 @@ def import_safetensors(file: Path, workdir: Path) -> None:
         training = build.make_training(config, parallel.make_mesh())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} has a config that describes no training: {error}") from error
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in training.abstract_state.params.items()}
+    tensors = training.abstract_state.params | build.codec_tensors(config)
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in tensors.items()}
     if expected != {name: (value.shape, value.dtype) for name, value in params.items()}:
         raise ValueError(f"{file} does not hold the tensors of the model that its own config describes")
     origin = _origin(file) | {"step": about["step"], "weights": about["weights"]}
@@ -112,15 +114,18 @@ def _write_run(
     if bad := [name for name, value in params.items() if not np.isfinite(value).all()]:
         raise ValueError(f"{origin['file']} has numbers that are not finite in {len(bad)} tensors, first {bad[0]}")
     key = jax.device_put(jax.random.key(config.seed), training.replicated)
+    network, codec = split_codec(params, build.codec_tensors(config))
     meta = {
         "config": workdirs.to_json(config),
         "class_names": list(class_names),
         "data_sha256": None,  # of no data: training accepts any that have these classes
         "versions": workdirs.versions(),
         "origin": dict(origin),
+        "codec_sha256": sha256_of_codec(codec),
     }
+    write_codec(workdir, codec)
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(build.first_state(training, key, params), meta)
+        checkpoints.save(build.first_state(training, key, network), meta)
         checkpoints.wait()
     # Named last: without a checkpoint, a workdir with a config would let training start at random.
     workdirs.write_identity(workdir, config)

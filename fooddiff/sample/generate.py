@@ -51,7 +51,7 @@ def make_draw(
         ids = jax.lax.with_sharding_constraint(ids, batch)
         descent = begin(_first_noise(key, ids, codec))
         descent = sampler(params)(steps, descent, _step_noise(key, ids, codec), _cond(ids, conditional))
-        return codec.decode(descent.x_t)
+        return codec.decode(params, descent.x_t)
 
     return draw
 
@@ -65,7 +65,7 @@ class Stepper(NamedTuple):
     begin: Callable[[Key, Int[Array, "n 2"]], Descent]
     advance: Callable[[Params, Key, Int[Array, "n 2"], Descent, Transition, Float[Array, ""]], Descent]
     """(params, key, ids, descent, the next of the steps, stacked, scale) -> descent."""
-    decode: Callable[[Image], Pixels]
+    decode: Callable[[Params, Image], Pixels]
 
 
 def make_stepper(
