@@ -16,9 +16,14 @@ def get_config(variant: str = "cpu64") -> ConfigDict:
     """Returns the config; sections that are not here are those of food101_cheap.py.
 
     Args:
-        variant: "cpu64", "gpu128" or "gpu256", given after a colon: --config=configs/latent.py:gpu256.
+        variant: "cpu64", "taesd", "gpu128" or "gpu256", given after a colon: --config=configs/latent.py:gpu256.
     """
-    variants = {"cpu64": ("kl", _cpu64), "gpu128": ("gpu128", _gpu), "gpu256": ("gpu256", _gpu)}
+    variants = {
+        "cpu64": ("kl", _cpu64),
+        "taesd": ("taesd", _cpu64),
+        "gpu128": ("gpu128", _gpu),
+        "gpu256": ("gpu256", _gpu),
+    }
     if variant not in variants:
         raise ValueError(f"latent takes the variant {', '.join(variants)}, got {variant!r}")
     name, change = variants[variant]
@@ -33,7 +38,7 @@ def get_config(variant: str = "cpu64") -> ConfigDict:
 
 
 def _cpu64(config: ConfigDict) -> None:
-    config.model.patch_size = 1  # 16x16x8 latents; the transformer has 8x8 positions, as that of the pixels has
+    config.model.patch_size = 1  # 16x16x8 latents: the transformer has 8x8 positions, as that of the pixels has
 
 
 def _gpu(config: ConfigDict) -> None:
