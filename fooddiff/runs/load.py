@@ -111,6 +111,7 @@ def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[s
         config, class_names = ConfigDict(meta["config"]), checked_class_names(meta["class_names"], where)
         check_ema_rates(config.ema.rates)
         model = make_model(config)
+        codec_tensors(config)  # whatever cannot be built is to be found here
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{where} does not describe a model: {error}") from error
     if model.num_classes not in (None, len(class_names)):
