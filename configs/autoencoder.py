@@ -16,10 +16,10 @@ def get_config(variant: str = "kl") -> ConfigDict:
     """Returns the config; sections that are not here are those of hybrid.py.
 
     Args:
-        variant: "kl", "vq", or "gpu128" and "gpu256", which are for a GPU and KL, too; given after a colon:
-            --config=configs/autoencoder.py:vq.
+        variant: "kl", "vq", or "gpu128" and "gpu256", which are for a GPU and KL, too, or "taesd", to import; given
+            after a colon: --config=configs/autoencoder.py:vq.
     """
-    variants = {"kl": None, "vq": None, "gpu128": _gpu128, "gpu256": _gpu256}
+    variants = {"kl": None, "vq": None, "gpu128": _gpu128, "gpu256": _gpu256, "taesd": _taesd}
     if variant not in variants:
         raise ValueError(f"autoencoder takes the variant {', '.join(variants)}, got {variant!r}")
     bottleneck = "vq" if variant == "vq" else "kl"
@@ -66,6 +66,13 @@ def get_config(variant: str = "kl") -> ConfigDict:
     if (change := variants[variant]) is not None:
         change(config)
     return config
+
+
+def _taesd(config: ConfigDict) -> None:
+    """A published tiny autoencoder, 8 times smaller a side, whose files tell the channels of its latents."""
+    config.objective = ConfigDict(dict(name="none", error="l1"))
+    config.model = ConfigDict(dict(network="taesd", latent_channels=4, pools=False, channels=64, dtype="float32"))
+    config.ema.warmup = False  # an average that starts at trained weights needs none
 
 
 def _gpu128(config: ConfigDict) -> None:

@@ -16,24 +16,23 @@ def get_config(variant: str = "cpu64") -> ConfigDict:
     """Returns the config; sections that are not here are those of food101_cheap.py.
 
     Args:
-        variant: "cpu64", "gpu128" or "gpu256", given after a colon: --config=configs/latent.py:gpu256.
+        variant: "cpu64", "taesd", "gpu128" or "gpu256", given after a colon: --config=configs/latent.py:gpu256.
     """
-    variants = {"cpu64": ("kl", _cpu64), "gpu128": ("gpu128", _gpu), "gpu256": ("gpu256", _gpu)}
+    variants = {"cpu64": _cpu64, "taesd": _cpu64, "gpu128": _gpu, "gpu256": _gpu}
     if variant not in variants:
         raise ValueError(f"latent takes the variant {', '.join(variants)}, got {variant!r}")
-    name, change = variants[variant]
-    of_images = autoencoder.get_config(name)
+    of_images = autoencoder.get_config("kl" if variant == "cpu64" else variant)
     config = food101_cheap.get_config()
     config.data.image_size = of_images.data.image_size
     config.codec = ConfigDict()
     config.codec.path = placeholder(str)  # its workdir or exported file; read when a run begins, which keeps a copy
     config.codec.model = of_images.model  # what it must be
-    change(config)
+    variants[variant](config)
     return config
 
 
 def _cpu64(config: ConfigDict) -> None:
-    config.model.patch_size = 1  # 16x16x8 latents; the transformer has 8x8 positions, as that of the pixels has
+    config.model.patch_size = 1  # 16x16x8 latents: the transformer has 8x8 positions, as that of the pixels has
 
 
 def _gpu(config: ConfigDict) -> None:

@@ -13,6 +13,7 @@ from configs import autoencoder
 from fooddiff import build, parallel
 from fooddiff.commands import eval as evaluator
 from fooddiff.commands import sample, train
+from fooddiff.commands.report import main as report
 from fooddiff.eval.reconstruction import psnr, ssim
 from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.load import load_trained
@@ -110,6 +111,11 @@ def test_reconstructions_are_scored(trained, workspace, monkeypatch, capsys):
     assert -1 < values["SSIM"] < 1
     assert values["FD-64"] > 0
     assert "PSNR" in capsys.readouterr().out
+
+
+def test_a_report_shows_its_curves(trained):
+    report([str(trained)])
+    assert "train/loss" in (trained / "report.html").read_text()
 
 
 def test_commands_of_diffusion_models_refuse_it(trained):

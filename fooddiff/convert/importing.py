@@ -15,6 +15,7 @@ from fooddiff.data.sources.source import read_class_names
 from fooddiff.files.hashes import sha256_of
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.openai import check_norm_groups, from_openai
+from fooddiff.model.taesd import from_taesd, settings_of
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.codec_file import sha256_of_codec, split_codec, write_codec
@@ -46,6 +47,31 @@ def import_openai(file: Path, workdir: Path, config: ConfigDict, class_names: Pa
     check_norm_groups(config.model.norm_groups)
     params = from_openai(load_state_dict(file), training.abstract_state.params)
     _write_run(workdir, config, training, params, names, _origin(file))
+
+
+def import_taesd(encoder: Path, decoder: Path, workdir: Path, config: ConfigDict) -> None:
+    """Makes a workdir from the two files of a published TAESD: an autoencoder like any other.
+
+    Args:
+        encoder: its state dict.
+        decoder: its state dict, which tells the channels.
+        workdir: an empty or new directory.
+        config: of an autoencoder; the fields of config.model that the files tell are replaced.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the workdir is not empty, a file is not a state dict or is of another architecture, or the config
+            is none of such an autoencoder.
+    """
+    _check_free(workdir)
+    if build.task_of(config) != "autoencoder" or config.model.get("network") != "taesd":
+        raise ValueError("--decoder is for TAESD: expected a config of it, --config=configs/autoencoder.py:taesd")
+    halves = [load_state_dict(file) for file in (encoder, decoder)]
+    config.model.update(settings_of(halves[1]))
+    training = build.make_training(config, parallel.make_mesh())
+    params = from_taesd(*halves, training.abstract_state.params)
+    origin = _origin(encoder) | {"decoder": _origin(decoder)}
+    _write_run(workdir, config, training, params, UNCONDITIONAL, origin)
 
 
 def import_safetensors(file: Path, workdir: Path) -> None:
@@ -129,4 +155,4 @@ def _write_run(
         checkpoints.wait()
     # Named last: without a checkpoint, a workdir with a config would let training start at random.
     workdirs.write_identity(workdir, config)
-    log.info("imported %s into %s. Next: python run_sample.py --workdir=%s", origin["file"], workdir, workdir)
+    log.info("imported %s into %s", origin["file"], workdir)

@@ -189,6 +189,7 @@ def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[s
         check_ema_rates(config.ema.rates)
         power_lengths(config.ema)
         model = make_model(config)
+        codec_tensors(config)  # whatever cannot be built is to be found here
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{where} does not describe a model: {error}") from error
     if model.num_classes not in (None, len(class_names)):
