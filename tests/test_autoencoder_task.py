@@ -115,7 +115,9 @@ def test_reconstructions_are_scored(trained, workspace, monkeypatch, capsys):
 
 def test_a_report_shows_its_curves(trained):
     report([str(trained)])
-    assert "train/loss" in (trained / "report.html").read_text()
+    page = (trained / "report.html").read_text()
+    assert "last loss recorded" in page
+    assert "not recorded" not in page
 
 
 def test_commands_of_diffusion_models_refuse_it(trained):

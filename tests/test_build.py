@@ -72,7 +72,9 @@ def test_a_config_without_a_task_trains_diffusion_and_other_tasks_are_named(tmp_
     assert build.task_of(config) == "diffusion"
     with config.unlocked():
         config.task = "painting"
-    with pytest.raises(ConfigError, match=r"config.task is 'painting', expected one of diffusion, classifier"):
+    with pytest.raises(
+        ConfigError, match=r"config.task is 'painting', expected one of diffusion, autoencoder, classifier"
+    ):
         build_all(config)
 
 

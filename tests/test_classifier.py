@@ -125,7 +125,7 @@ def test_a_classifier_is_exported_and_loaded_from_one_file(trained, tmp_path):
 
 def test_dry_run_knows_classifiers(tmp_path, capsys):
     dry_run.run(tiny_classifier(tmp_path))
-    assert "FLOPs per step" in capsys.readouterr().out
+    assert "FLOP per image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_other_data_are_refused(workspace, trained, monkeypatch):
     with Checkpoints(trained, read_only=True) as checkpoints:
         meta = checkpoints.meta(4)
     with pytest.raises(WorkdirError, match="trained on other data: data_sha256"):
-        train._check_same_run(meta, meta | {"data_sha256": "0"}, trained)
+        train._check_same_run(meta, meta | {"data_sha256": "0"}, {}, trained)
 
 
 def test_sampling_writes_a_grid_the_pixels_and_single_files(trained, tmp_path):

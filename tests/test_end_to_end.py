@@ -69,7 +69,7 @@ def test_trains_on_photographs_through_tensorflow_datasets(mini_food101_dir, tmp
         sample__classes=("pizza", "sushi"),
     )
     train.run(config, tmp_path / "run")
-    losses = [record["train/loss"] for record in read_scalars(tmp_path / "run")]
+    losses = [record["train/loss"] for record in read_scalars(tmp_path / "run") if "train/loss" in record]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
     assert (tmp_path / "run" / "samples" / "step_0000002_raw.png").exists()

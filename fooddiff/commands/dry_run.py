@@ -73,7 +73,7 @@ def _seconds_per_step(config: ConfigDict, training: build.Training, step: Callab
     state = build.first_state(training, key, {})
     _, like, _ = build.abstract_step_arguments(config, training)
     random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, like.pixels.shape, dtype=np.uint8)
+    pixels = random.integers(0, 256, like.pixels.shape).astype(like.pixels.dtype)
     labels = random.integers(0, config.model.num_classes or 1, like.cond["y"].shape, dtype=np.int32)
     batch = jax.device_put(Batch(pixels, {"y": labels}), training.over_data)
     seconds, begun = [], time.perf_counter()
