@@ -1,4 +1,4 @@
-"""Trains a diffusion model.
+"""Trains a model.
 
 python run_train.py --config=configs/hybrid.py --workdir=runs/hybrid [--config.optimizer.lr=3e-4] [--dry_run]
 

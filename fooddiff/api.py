@@ -1,6 +1,7 @@
 """The Python API: `model = fooddiff.load(path)`, `images = model.sample(classes=["pizza"], per_class=8)`."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from fooddiff import build, parallel
-from fooddiff.runs.load import TrainedModel, class_ids, load_trained
+from fooddiff.runs.load import TrainedModel, class_ids, load_trained, make_guide
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
 
@@ -21,7 +22,7 @@ class Model:
 
     trained: TrainedModel
     mesh: jax.sharding.Mesh
-    _compiled: dict[SamplerSpec, Draw] = field(default_factory=dict, repr=False)
+    _compiled: dict[tuple[SamplerSpec, str], Draw] = field(default_factory=dict, repr=False)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -40,6 +41,7 @@ class Model:
         spacing: str | None = None,
         eta: float | None = None,
         guidance: float | None = None,
+        guide: "Model | None" = None,
         interval: tuple[float, float] | None = None,
         rescale: float | None = None,
     ) -> np.ndarray:
@@ -54,7 +56,8 @@ class Model:
             steps: levels of noise along the way.
             spacing: of these levels.
             eta: stochasticity of ddim and heun.
-            guidance: scale of classifier-free guidance; 1 is off.
+            guidance: scale of guidance; 1 is off.
+            guide: a model to move away from, for instance of an early checkpoint; None takes the null label.
             interval: log SNRs between which to guide.
             rescale: share of a guided image's deviation that is brought back.
 
@@ -62,7 +65,7 @@ class Model:
             uint8[len(classes) * per_class, h, w, 3], class by class.
 
         Raises:
-            ValueError: an unknown class or sampler, or a number out of range.
+            ValueError: an unknown class or sampler, a number out of range, or a guide of other images or classes.
         """
         for name, value in (("per_class", per_class), ("batch_size", batch_size)):
             if value < 1:
@@ -72,25 +75,25 @@ class Model:
             guidance=guidance, interval=interval, rescale=rescale,
         )  # fmt: skip
         spec = build.sampler_spec(self.trained.config.sample, **changes)
-        if spec not in self._compiled:
-            self._compiled[spec] = build.make_sampler(self.trained.model, self.mesh, spec)
+        by = None if guide is None else make_guide(guide.trained, self.trained)
+        kind = (spec, "" if by is None else json.dumps(by.identity["recipe"], sort_keys=True))
+        if kind not in self._compiled:
+            self._compiled[kind] = build.make_sampler(self.trained.model, self.mesh, spec, guide=by and by.model)
         ids = sample_ids(class_ids(self.class_names, tuple(classes) or self.class_names), per_class)
         batch_size = min(batch_size, len(ids))
         batch_size += -batch_size % self.mesh.size
-        return np.concatenate(list(self._draw(spec, ids, seed, batch_size)))
-
-    def _draw(self, spec: SamplerSpec, ids: np.ndarray, seed: int, batch_size: int) -> Iterator[np.ndarray]:
-        return draw_batches(self._compiled[spec], self.trained.params, jax.random.key(seed), ids, batch_size)
+        params = self.trained.params if by is None else build.GuidedParams(self.trained.params, by.params, None)
+        return np.concatenate(list(draw_batches(self._compiled[kind], params, jax.random.key(seed), ids, batch_size)))
 
 
 def load(path: str | Path | None = None, *, step: int | None = None, weights: str = "ema") -> Model:
     """Loads a model.
 
     Args:
-        path: a run's workdir or a .safetensors file of `python -m fooddiff.convert export`; None takes the weights that
-            come with the package.
+        path: a run's workdir or a .safetensors file of `python -m fooddiff.convert export` or `... average`; None takes
+            the weights that come with the package.
         step: which checkpoint of a workdir; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>" of a workdir.
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>" of a workdir.
 
     Returns:
         The model, on all devices.

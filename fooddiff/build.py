@@ -13,28 +13,34 @@ import numpy as np
 import optax
 
 from fooddiff import codec, parallel
-from fooddiff.arrays import Array, Batch, Key, Params
+from fooddiff.arrays import Array, Batch, Cond, Image, Key, Params, PerExample
 from fooddiff.codec import Codec
 from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
 from fooddiff.diffusion import continuous, denoiser, discrete, guidance, losses, samplers, weights
 from fooddiff.diffusion import schedule as schedules
-from fooddiff.diffusion.denoiser import Denoiser
+from fooddiff.diffusion.denoiser import Denoiser, Prediction
 from fooddiff.diffusion.discrete import GaussianDiffusion
-from fooddiff.diffusion.level import Transition
+from fooddiff.diffusion.level import Level, Transition, clean_level
 from fooddiff.eval import resize
+from fooddiff.model.classifier import Classifier
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
-from fooddiff.sample.generate import Draw, Stepper, make_draw, make_stepper
+from fooddiff.sample import one_step
+from fooddiff.sample.generate import Draw, Run, Stepper, make_draw, make_stepper
+from fooddiff.sample.one_step import OneStep
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
 from fooddiff.train import optimizer
-from fooddiff.train.averages import make_averages
+from fooddiff.train import times as levels
+from fooddiff.train.averages import MAX_LENGTH, MIN_LENGTH, make_averages
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
 from fooddiff.train.task import Task
+from fooddiff.train.tasks import classifier as classification
 from fooddiff.train.tasks import diffusion
+from fooddiff.train.times import Times
 from fooddiff.xla import jit
 
 SCHEDULES = {"linear": schedules.linear_betas, "cosine": schedules.cosine_betas}
@@ -53,7 +59,7 @@ VARIANCES = {
     "learned_range": denoiser.learned_range,
 }
 OBJECTIVES = {"mse": losses.mse_loss, "hybrid": losses.hybrid_loss, "vlb": losses.vlb_loss}  # of discrete processes
-TIMESTEP_SAMPLING = {"uniform": diffusion.uniform_timesteps, "loss_second_moment": diffusion.important_timesteps}
+TIMESTEP_SAMPLING = {"uniform": levels.uniform_timesteps, "loss_second_moment": levels.important_timesteps}
 WEIGHTS = {
     "constant": weights.constant,
     "snr": weights.snr,
@@ -78,6 +84,7 @@ SAMPLERS = {
 }
 SPACINGS = {"time": continuous.even_in_time, "log_snr": continuous.even_in_log_snr, "karras": continuous.karras}
 NETWORKS = {"unet": UNet, "uvit": UViT}
+CLASSIFIERS = {"adm_encoder": Classifier}
 OPTIMIZERS = {"adam": optimizer.adam, "adamw": optimizer.adamw, "muon": optimizer.muon}
 RESIZE = {"tf1": resize.tf1, "half_pixel": resize.half_pixel, "clean_bicubic": resize.clean_bicubic}
 SHARDED = {"nothing": (), "averages": ("ema", "opt_state"), "all": ("ema", "opt_state", "params")}  # parts of the state
@@ -91,7 +98,10 @@ SOURCES = {
 
 IMAGE_CHANNELS = 3
 
-SECTIONS = {  # fields that are not the arguments of one function, with their types
+SECTIONS = {  # of every task: fields with their types; None where the arguments of a function say them
+    "objective": None,
+    "model": None,
+    "optimizer": None,
     "data": {
         "source": str, "path": str | None, "cache_dir": str, "image_size": int, "flip": bool, "max_unreadable": int,
     },
@@ -100,15 +110,26 @@ SECTIONS = {  # fields that are not the arguments of one function, with their ty
         "steps": int, "batch_size": int, "accumulate": int, "shard": str, "checkpoint_every": int,
         "keep_checkpoints": int | None, "keep_best": int, "max_skipped": int,
     },
+    "log": {"every_steps": int, "wandb_project": str | None},
+}  # fmt: skip
+DIFFUSION_SECTIONS = {
+    "diffusion": None,
     "sample": {"every_steps": int, "classes": tuple[str, ...], "per_class": int, "batch_size": int}
     | {field.name: SamplerSpec.__annotations__[field.name] for field in fields(SamplerSpec)},
     "eval": {
         "every_steps": int, "inception": str | None, "features": tuple[str, ...], "resize": str,
         "per_class": int | None, "weights": tuple[str, ...], "cache_dir": str,
     },
-    "log": {"every_steps": int, "wandb_project": str | None},
 }  # fmt: skip
-FUNCTION_SECTIONS = ("diffusion", "objective", "model", "optimizer")  # whose fields their functions check
+
+
+CLASSIFIER_SECTIONS = {
+    "diffusion": None,
+    "eval": {
+        "every_steps": int, "batches": int, "batch_size": int, "weights": tuple[str, ...],
+        "source": str | None, "path": str | None,
+    },
+}  # fmt: skip
 
 
 class DiffusionModel(NamedTuple):
@@ -121,6 +142,7 @@ class DiffusionModel(NamedTuple):
     steps: Callable[[SamplerSpec], Transition]  # the steps of a sampling run
     num_classes: int | None
     null_label: int | None  # the label that means none, if the network knows one
+    posterior_variance: bool  # of a step's variance: whether it is the posterior's, zero at the last step
 
 
 def make_diffusion_model(config) -> DiffusionModel:
@@ -144,6 +166,7 @@ def make_diffusion_model(config) -> DiffusionModel:
         steps,
         num_classes,
         num_classes if knows_null_label(network, num_classes) else None,
+        log_var in (None, denoiser.fixed_small),
     )
 
 
@@ -206,8 +229,13 @@ def _continuous(*, schedule: str, prediction: str, log_snr_range: tuple[float, .
 PROCESSES = {"discrete": _discrete, "continuous": _continuous}
 
 
-def make_training_task(config, model: DiffusionModel) -> Task:
+def _diffusion_task(config, model: DiffusionModel) -> Task:
     """Builds the task from config.objective, which also holds the keyword arguments of the loss function."""
+    if config.train.keep_best and config.eval.inception is None:
+        raise ConfigError(
+            f"config.train.keep_best is {config.train.keep_best}, expected 0 without config.eval.inception, since "
+            f"nothing is scored then"
+        )
     settings = dict(config.objective)
     check_type("objective.label_dropout", label_dropout := settings.pop("label_dropout", 0.0), float)
     if not 0 <= label_dropout < 1 or (label_dropout and model.null_label is None):
@@ -256,7 +284,7 @@ def _continuous_objective(config, model: DiffusionModel, settings: dict[str, Any
         raise ConfigError(f"config.objective has no field {', '.join(settings)}")
     check_fields(functions["weight"], "objective.weight_options", options["weight"])
     check_fields(functions["density"], "objective.density_options", options["density"], given=log_snr_of)
-    times = diffusion.log_snrs(partial(functions["density"], **options["density"], **log_snr_of))
+    times = levels.log_snrs(partial(functions["density"], **options["density"], **log_snr_of))
     weight = partial(functions["weight"], **options["weight"])
     return times, partial(losses.weighted_loss, weight), ("x0_mse",)
 
@@ -308,10 +336,103 @@ def _learning_rate(
 LEARNING_RATE_FIELDS = tuple(inspect.signature(_learning_rate).parameters)
 
 
+class ClassifierModel(NamedTuple):
+    """A network that says log p(y | x_t), and the noise of the images that it knows."""
+
+    network: Network  # (params, x_t, network_time) -> logits
+    codec: Codec
+    num_classes: int
+    noise: Times | None  # None: it has seen images without noise alone
+    network_time: Callable[[Level], Array]  # what it is fed at a level, be it of another process
+
+
+def make_classifier_model(config) -> ClassifierModel:
+    """Builds a classifier from config.model and, where its images are noisy, config.diffusion."""
+    size, model = config.data.image_size, dict(config.model)
+    check_positive("data.image_size", size)
+    module = choose("model.network", model.pop("network"), CLASSIFIERS)
+    dtype = choose("model.dtype", model.pop("dtype", "float32"), DTYPES)
+    given = dict(image_size=size, in_channels=IMAGE_CHANNELS, dtype=dtype)
+    network = construct(_network_maker(module), "model", model, given=given)
+    noise, network_time = None, lambda level: jnp.zeros_like(level.log_snr)
+    if "diffusion" in config:
+        settings = dict(config.diffusion)
+        make_noise = choose("diffusion.time", settings.pop("time", None), NOISES)
+        noise, network_time = construct(make_noise, "diffusion", settings)
+    return ClassifierModel(network, codec.pixels(size), model["num_classes"], noise, network_time)
+
+
+def _discrete_noise(*, schedule: str, timesteps: int, rescale_timesteps: bool):
+    betas = choose("diffusion.schedule", schedule, SCHEDULES)(timesteps)
+    process = discrete.make_process(betas, rescale_timesteps=rescale_timesteps)
+    times = levels.uniform_timesteps(process)._replace(at=partial(discrete.level_at, process))
+    return times, lambda level: discrete.network_time_at(process, level.log_snr)
+
+
+def _continuous_noise(*, schedule: str):
+    log_snr_of = choose("diffusion.schedule", schedule, LOG_SNRS)
+    limit = continuous.MAX_LOG_SNR
+    times = levels.log_snrs(partial(continuous.stratified, log_snr_of=log_snr_of))
+    return times, lambda level: jnp.clip(level.log_snr, -limit, limit)
+
+
+NOISES = {"discrete": _discrete_noise, "continuous": _continuous_noise}
+
+
+def _classifier_task(config, model: ClassifierModel) -> Task:
+    """Builds the task from config.objective."""
+    for field in ("every_steps", "batches", "batch_size"):
+        check_positive(f"eval.{field}", config.eval[field])
+    return construct(
+        _make_classifier_task, "objective", dict(config.objective),
+        given=dict(model=model, dropout=config.model.get("dropout", 0.0) > 0),
+    )  # fmt: skip
+
+
+def _make_classifier_task(*, crop: int, model: ClassifierModel, dropout: bool) -> Task:
+    if crop < 0:
+        raise ConfigError(f"config.objective.crop is {crop}, expected 0 or more pixels")
+    return classification.make_classifier_task(
+        model.network, model.codec, noise=model.noise, network_time=model.network_time, crop=crop, dropout=dropout
+    )
+
+
+def heldout_task(model: ClassifierModel) -> Task:
+    """A classifier's task without what is to make training harder: its metrics are those of held-out images."""
+    return _make_classifier_task(crop=0, model=model, dropout=False)
+
+
+class TaskMaker(NamedTuple):
+    """What is trained: from a config to a model, and to the task that trains it.
+
+    A model is any value with the fields `network` and `num_classes`, which is None where classes play no part.
+    """
+
+    model: Callable[[Any], Any]  # config -> model
+    task: Callable[[Any, Any], Task]  # (config, model) -> task
+    sections: Mapping[str, Mapping[str, Any] | None]  # of the config, besides SECTIONS and as there
+
+
+TASKS = {
+    "diffusion": TaskMaker(make_diffusion_model, _diffusion_task, DIFFUSION_SECTIONS),
+    "classifier": TaskMaker(make_classifier_model, _classifier_task, CLASSIFIER_SECTIONS),
+}
+
+
+def task_of(config) -> str:
+    """The name of what a config trains; configs that do not say it are older than the choice."""
+    return config.get("task", "diffusion")
+
+
+def make_model(config) -> Any:
+    """Builds the model of a config's task; see `TaskMaker`."""
+    return choose("task", task_of(config), TASKS).model(config)
+
+
 class Training(NamedTuple):
     """A model with the functions that train it, none of them compiled yet."""
 
-    model: DiffusionModel
+    model: Any  # of the task, see `TaskMaker`
     init: Callable[[Key], TrainState]
     step: StepFn
     diagnose: Callable[[TrainState, Batch, Key], Mapping[str, Any]]  # see `make_diagnosis`
@@ -327,8 +448,11 @@ def check_config(config) -> None:
     Raises:
         ConfigError: names the field and what is right.
     """
-    check_known("", config, ("seed", "init_from", *SECTIONS, *FUNCTION_SECTIONS))
-    for section, types in SECTIONS.items():
+    sections = SECTIONS | choose("task", task_of(config), TASKS).sections
+    check_known("", config, ("task", "seed", "init_from", *sections))
+    for section, types in sections.items():
+        if types is None:
+            continue
         check_known(section, config[section], types)
         for name, value in config[section].items():
             check_type(f"{section}.{name}", value, types[name])
@@ -343,13 +467,14 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
         raise ConfigError(f"config.seed is {config.seed}, expected a number in [0, 2^32)")
     for field in ("steps", "batch_size", "accumulate", "checkpoint_every", "max_skipped"):
         check_positive(f"train.{field}", train[field])
+    check_positive("log.every_steps", config.log.every_steps)
     if train.keep_checkpoints is not None:
         check_positive("train.keep_checkpoints", train.keep_checkpoints)
     check_type("train.keep_best", train.keep_best, int)
-    if train.keep_best < 0 or (train.keep_best and None in (train.keep_checkpoints, config.eval.inception)):
+    if train.keep_best < 0 or (train.keep_best and train.keep_checkpoints is None):
         raise ConfigError(
             f"config.train.keep_best is {train.keep_best}, expected 0, or a positive number together with "
-            f"config.train.keep_checkpoints (None keeps all) and config.eval.inception (without, nothing is scored)"
+            f"config.train.keep_checkpoints (None keeps all)"
         )
     check_ema_rates(ema.rates)
     check_type("ema.warmup", ema.warmup, bool)
@@ -359,11 +484,12 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
             f"config.train.batch_size {train.batch_size} cannot be divided among {mesh.size} devices times "
             f"{train.accumulate} microbatches: expected a multiple of {share}"
         )
-    model = make_diffusion_model(config)
+    maker = TASKS[task_of(config)]
+    model = maker.model(config)
     replicated, optimizer = parallel.replicated(mesh), make_optimizer(config)
-    task = make_training_task(config, model)
+    task = maker.task(config, model)
     task = task._replace(loss=parallel.gathering(task.loss, replicated))
-    averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=_power_lengths(ema))
+    averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=power_lengths(ema))
 
     def init(key: Key) -> TrainState:
         return init_state(key, task, optimizer, averages)
@@ -384,7 +510,7 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
 
 def recipe(config) -> dict[str, Any]:
     """What a model computes from its weights, as JSON types: the network, the process and how its output is read."""
-    sections = {name: config[name].to_dict() for name in ("model", "diffusion")}
+    sections = {name: config[name].to_dict() for name in ("model", "diffusion") if name in config}
     sections["model"].pop("remat", None)  # which changes what is kept in memory alone
     return json.loads(json.dumps(sections | {"image_size": config.data.image_size}))
 
@@ -438,12 +564,35 @@ def make_dataset(config, split: str) -> Dataset:
         cache_dir=data.cache_dir,
         max_unreadable=data.max_unreadable,
     )
-    if config.model.num_classes not in (None, len(dataset.class_names)):
+    if config.model.get("num_classes") not in (None, len(dataset.class_names)):
         raise ConfigError(
             f"config.model.num_classes is {config.model.num_classes}, but {data.source} has "
             f"{len(dataset.class_names)} classes"
         )
     return dataset
+
+
+def make_heldout(config, class_names: tuple[str, ...]) -> Dataset:
+    """Opens the test split that a classifier is tested on: of config.eval.source or, if that is None, of config.data.
+
+    Labels are those of the given class names, whatever the order of the other source.
+
+    Raises:
+        ConfigError: that source has other classes.
+    """
+    settings = config.copy_and_resolve_references()
+    if config.eval.source is not None:
+        settings.data.update({"source": config.eval.source, "path": config.eval.path})
+    dataset = make_dataset(settings, "test")
+    if dataset.class_names == class_names:
+        return dataset
+    if set(dataset.class_names) != set(class_names):
+        raise ConfigError(
+            f"config.eval.source {settings.data.source!r} has other classes than config.data.source: "
+            f"{', '.join(sorted(set(dataset.class_names) ^ set(class_names))[:5])}, ... are not in both"
+        )
+    order = np.array([class_names.index(name) for name in dataset.class_names], np.int32)
+    return replace(dataset, labels=order[dataset.labels], class_names=class_names)
 
 
 def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
@@ -460,17 +609,41 @@ def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
     return replace(spec, interval=None, rescale=0.0) if spec.guidance == 1 else spec  # which belong to guidance
 
 
-def make_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: SamplerSpec) -> Draw:
+class GuidedParams(NamedTuple):
+    """The parameters of a sampler that other networks guide; None where there is no such network."""
+
+    params: Params
+    guide: Params | None
+    classifier: Params | None
+
+
+def make_sampler(
+    model: DiffusionModel,
+    mesh: jax.sharding.Mesh,
+    spec: SamplerSpec,
+    *,
+    guide: DiffusionModel | None = None,
+    classifier: ClassifierModel | None = None,
+) -> Draw:
     """Builds the compiled sampler of a spec.
+
+    Args:
+        model: what is sampled.
+        mesh: devices, with an axis "data".
+        spec: how.
+        guide: a model to move away from, in place of the model's own null label.
+        classifier: what spec.classifier_scale guides by.
+
+    Returns:
+        The sampler. With a guide or a classifier its parameters are `GuidedParams`.
 
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
     """
-    denoiser_of = _denoiser(model, spec)
+    sampler_of = _run_of(model, spec, guide, classifier)
     return make_draw(
-        _sampler(model, spec),
+        lambda params: sampler_of(params, spec.guidance),
         model.steps(spec),
-        lambda params: denoiser_of(params, spec.guidance),
         model.codec,
         conditional=model.num_classes is not None,
         mesh=mesh,
@@ -485,67 +658,137 @@ def make_stepwise_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: 
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
     """
-    return make_stepper(
-        _sampler(model, spec),
-        _denoiser(model, spec),
+    sampler_of = _run_of(model, spec, None, None)
+    return make_stepper(sampler_of, model.codec, conditional=model.num_classes is not None, mesh=mesh)
+
+
+def _run_of(
+    model: DiffusionModel, spec: SamplerSpec, guide: DiffusionModel | None, classifier: ClassifierModel | None
+) -> Callable[[Params | GuidedParams, float | Array], Run]:
+    """(parameters, scale of guidance) -> the sampler of a spec; the scale matters unless the spec's own is 1."""
+    if bool(spec.classifier_scale) != (classifier is not None):
+        raise ConfigError(
+            f"classifier_scale is {spec.classifier_scale} with{'out' if classifier is None else ''} a classifier: "
+            f"expected both --classifier=WORKDIR and --classifier_scale, or neither"
+        )
+    sampler = _sampler(model, spec)
+    _check_guidance(model, spec, guide)
+
+    def sampler_of(given: Params | GuidedParams, scale: float | Array) -> Run:
+        params = GuidedParams(given, None, None) if guide is None and classifier is None else given
+        other = None if guide is None else _denoiser(guide, params.guide)
+        denoise = denoiser.clipped(_guided(model, spec, _denoiser(model, params.params), other, scale))
+        if classifier is None:
+            return partial(sampler, denoise)
+        log_prob = _classifier_log_prob(classifier, params.classifier)
+        gradient = guidance.classifier_gradient(log_prob, spec.classifier_scale)
+        if spec.sampler != "ancestral":
+            return partial(sampler, guidance.classifier_guided(denoise, gradient))
+        discrete_posterior = model.process is not None and model.posterior_variance
+        return partial(sampler, denoise, gradient=guidance.without_last(gradient) if discrete_posterior else gradient)
+
+    return sampler_of
+
+
+def clean_logits(model: ClassifierModel, params: Params, x_0: Image) -> Array:
+    """What a classifier says of images without noise: a noisy one takes them as the least noisy ones that it knows."""
+    level = jax.tree.map(lambda number: jnp.full((len(x_0),), number), clean_level())
+    return model.network.apply(params, x_0, model.network_time(level))
+
+
+def _classifier_log_prob(model: ClassifierModel, params: Params) -> guidance.LogProb:
+    """A classifier as guidance asks it: at a level of noise of whatever process, which it is fed as its own time."""
+
+    def log_prob(x_t: Image, level: Level, cond: Cond) -> PerExample:
+        return classification.log_prob(model.network.apply(params, x_t, model.network_time(level)), cond["y"])
+
+    return log_prob
+
+
+def make_one_step(model: DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[OneStep, list[str]]:
+    """Builds the compiled prediction of x_0 at the levels nearest to `one_step.LOG_SNRS`, and their captions."""
+    if model.process is None:
+        levels = continuous.level_of(jnp.array(one_step.LOG_SNRS))
+    else:
+        distances = np.abs(np.asarray(model.process.log_snr)[:, None] - one_step.LOG_SNRS)
+        levels = discrete.level_at(model.process, jnp.asarray(distances.argmin(axis=0)))
+    made = one_step.make_one_step(
+        lambda params: denoiser.clipped(_denoiser(model, params)),
+        levels,
         model.codec,
         conditional=model.num_classes is not None,
         mesh=mesh,
     )
+    return made, one_step.captions(levels)
+
+
+def network_calls(model: DiffusionModel, spec: SamplerSpec) -> int:
+    """How often networks are called for one image, guides included: counted in a run of the sampler without any."""
+    calls = []
+
+    def counted(x_t, level, cond):
+        jax.debug.callback(lambda: calls.append(1))
+        return Prediction(x_t, x_t, None)
+
+    pixel = jnp.zeros((1, 1, 1, 1))
+    denoise = _guided(model, spec, counted, counted, spec.guidance)
+    sampler, steps = _sampler(model, spec), model.steps(spec)
+    jit(lambda x_T: sampler(denoise, steps, samplers.begin(x_T), lambda _: pixel, {}))(pixel)
+    jax.effects_barrier()
+    return len(calls)
 
 
 def _sampler(model: DiffusionModel, spec: SamplerSpec) -> samplers.Sampler:
-    """The sampler of a spec, with its settings."""
     sampler = choose("sample.sampler", spec.sampler, SAMPLERS)
     if not 0 <= spec.eta <= 1:
         raise ConfigError(f"eta is {spec.eta}, expected a number in [0, 1]")
     if spec.sampler == "ddim":
-        sampler = partial(sampler, eta=spec.eta)
-    elif spec.sampler == "heun":
+        return partial(sampler, eta=spec.eta)
+    if spec.sampler == "heun":
         if spec.eta and model.process is not None:
             raise ConfigError(f"eta is {spec.eta}, but heun adds noise in continuous time only")
-        sampler = partial(sampler, churn=spec.eta * samplers.MAX_CHURN, level_of=continuous.level_of)
-    elif spec.eta:
+        return partial(sampler, churn=spec.eta * samplers.MAX_CHURN, level_of=continuous.level_of)
+    if spec.eta:
         raise ConfigError(f"eta is {spec.eta}, but only the samplers 'ddim' and 'heun' have one")
     return sampler
 
 
-def _denoiser(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Params, float | Array], Denoiser]:
-    """(parameters, scale of guidance) -> the denoiser of a spec."""
-    guide = _guidance(model, spec)
-
-    def denoiser_of(params: Params, scale: float | Array) -> Denoiser:
-        return denoiser.clipped(guide(model.denoiser(partial(model.network.apply, params)), scale))
-
-    return denoiser_of
+def _denoiser(model: DiffusionModel, params: Params) -> Denoiser:
+    return model.denoiser(partial(model.network.apply, params))
 
 
-def _guidance(model: DiffusionModel, spec: SamplerSpec) -> Callable[[Denoiser, float | Array], Denoiser]:
-    """What a spec makes of a denoiser and a scale, which matters unless the spec's own is 1."""
+def _check_guidance(model: DiffusionModel, spec: SamplerSpec, guide: DiffusionModel | None) -> None:
     if spec.guidance == 1:
-        return lambda denoise, scale: denoise
-    if model.null_label is None:
+        if guide is not None:
+            raise ConfigError("a guide is given, but guidance is 1, which is off: give --guidance=2, for instance")
+        return
+    if guide is None and model.null_label is None:
         raise ConfigError(
             f"guidance is {spec.guidance}, but this model knows no null label: train with config.model.null_label and "
-            f"config.objective.label_dropout, or take --guidance=1"
+            f"config.objective.label_dropout, give another model as --guide, or take --guidance=1"
         )
     if spec.guidance < 0 or not 0 <= spec.rescale <= 1:
         raise ConfigError(f"expected guidance >= 0 and rescale in [0, 1], got {spec.guidance} and {spec.rescale}")
     if spec.interval is not None and not (len(spec.interval) == 2 and spec.interval[0] < spec.interval[1]):
         raise ConfigError(f"interval is {spec.interval}, expected two ascending log SNRs")
 
-    def guided(denoise: Denoiser, scale: float | Array) -> Denoiser:
-        guide = guidance.unconditional(denoise, model.null_label)
-        return guidance.guided(denoise, guide, scale=scale, interval=spec.interval, rescale=spec.rescale)
 
-    return guided
+def _guided(
+    model: DiffusionModel, spec: SamplerSpec, denoise: Denoiser, guide: Denoiser | None, scale: float | Array
+) -> Denoiser:
+    """What a spec makes of a denoiser; without a guide of its own the null label is one."""
+    if spec.guidance == 1:
+        return denoise
+    guide = guidance.unconditional(denoise, model.null_label) if guide is None else guide
+    return guidance.guided(denoise, guide, scale=scale, interval=spec.interval, rescale=spec.rescale)
 
 
-def _power_lengths(ema) -> tuple[float, ...]:
+def power_lengths(ema) -> tuple[float, ...]:
+    """Reads config.ema.power_lengths; raises ConfigError unless they are lengths of power averages."""
     lengths = ema.get("power_lengths", ())
     check_type("ema.power_lengths", lengths, tuple[float, ...])
-    if bad := [length for length in lengths if not 0.001 <= length <= 0.28]:
-        raise ConfigError(f"config.ema.power_lengths has {bad[0]}, expected numbers in [0.001, 0.28]")
+    if bad := [length for length in lengths if not MIN_LENGTH <= length <= MAX_LENGTH]:
+        raise ConfigError(f"config.ema.power_lengths has {bad[0]}, expected numbers in [{MIN_LENGTH}, {MAX_LENGTH}]")
     return tuple(lengths)
 
 

@@ -60,13 +60,15 @@ def check_type(name: str, value: Any, expected: type | UnionType) -> None:
 
 
 def _has_type(value: Any, expected: type | UnionType) -> bool:
-    """Floats are finite, integers are floats, too, and JSON has made lists of tuples."""
+    """Floats are finite, integers have 32 bits and are floats, too, and JSON has made lists of tuples."""
     if isinstance(expected, UnionType):
         return any(_has_type(value, one) for one in get_args(expected))
     if get_origin(expected) is tuple:
         return isinstance(value, tuple | list) and all(_has_type(item, get_args(expected)[0]) for item in value)
     if expected is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if expected is int:
+        return type(value) is int and abs(value) < 2**32
     return type(value) is expected
 
 

@@ -52,3 +52,29 @@ def jit(fun: Callable, **kwargs) -> Callable:
     """
     options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
     return jax.jit(fun, compiler_options=options, **kwargs)
+
+
+@jax.custom_vjp
+def _matmul(x, kernel):
+    return x @ kernel
+
+
+def _matmul_forward(x, kernel):
+    return _matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(saved, gradient):
+    x, kernel = saved
+    transposed = kernel.T
+    if jax.default_backend() == "cpu":  # a product with a transposition folded in takes up to 4 times as long there
+        transposed = jax.lax.optimization_barrier(transposed)
+    rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return (columns @ transposed).reshape(x.shape), rows.T @ columns
+
+
+_matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def dot_general(x, kernel, dimension_numbers, precision=None, out_sharding=None):
+    """`jax.lax.dot_general` for linear layers: [..., i] times [i, o], with a gradient that is fast on the CPU."""
+    return _matmul(x, kernel)

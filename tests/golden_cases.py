@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from fooddiff.diffusion.denoiser import (
@@ -89,6 +90,12 @@ def cases_of_kind(kind: str, directory: Path = GOLDEN) -> list[Case]:
     ]
 
 
+def part(manifest: Case, name: str) -> Case:
+    """One of several cases of a manifest, with its own arrays."""
+    entries = manifest.config.get("cases", {}) | manifest.config.get("network_cases", {})
+    return Case(name, entries[name], _below(manifest.arrays, name))
+
+
 def checkpoint_files(directory: Path = GOLDEN) -> list[Path]:
     """The state dicts in OpenAI's file format."""
     return sorted(directory.glob("*.pt"))
@@ -131,6 +138,39 @@ def make_case_denoiser(config: Mapping[str, Any], apply: Callable) -> Denoiser:
     else:
         log_var = fixed_small if config.get("sigma_small", False) else fixed_large
     return make_denoiser(apply, read_x0 if config.get("predict_xstart", False) else read_eps, log_var)
+
+
+def probe(config: Mapping[str, Any]) -> Callable:
+    """The "network" of the golden arrays: eps and, when the variance is learned, its channels."""
+
+    def apply(x_t, t, cond):
+        s = t[:, None, None, None]
+        eps = 0.7 * x_t + 0.2 * jnp.sin(s / 100)
+        v = [jnp.tanh(x_t) * jnp.cos(s / 50)] if config.get("learn_sigma", False) else []
+        return jnp.concatenate([eps, *v], axis=-1)
+
+    return apply
+
+
+def tables(config: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Our float64 tables under the reference's names."""
+    ours = make_case_tables(config)
+    alpha_bar = ours.sqrt_alpha_bar**2
+    return dict(
+        timestep_map=ours.timesteps,
+        betas=np.exp(ours.log_beta),
+        alphas_cumprod=alpha_bar,
+        alphas_cumprod_prev=np.append(1.0, alpha_bar[:-1]),
+        log_snr=ours.log_snr,
+        sqrt_alphas_cumprod=ours.sqrt_alpha_bar,
+        sqrt_one_minus_alphas_cumprod=ours.sqrt_one_minus_alpha_bar,
+        sqrt_recip_alphas_cumprod=ours.sqrt_recip_alpha_bar,
+        sqrt_recipm1_alphas_cumprod=ours.sqrt_recipm1_alpha_bar,
+        posterior_variance=np.append(0.0, np.exp(ours.posterior_log_var[1:])),
+        posterior_log_variance_clipped=ours.posterior_log_var,
+        posterior_mean_coef1=ours.posterior_coef_x0,
+        posterior_mean_coef2=ours.posterior_coef_xt,
+    )
 
 
 def vb_weight(config: Mapping[str, Any], num_timesteps: int) -> float:
@@ -215,6 +255,12 @@ class Tolerance(NamedTuple):
 def largest_entry(golden: Arrays, name: str) -> np.ndarray:
     """The scale "of the largest entry"."""
     return np.abs(golden[name]).max()
+
+
+def example_size(array: np.ndarray) -> np.ndarray:
+    """max(1, largest |entry|) of each example: near 1e4, float32 cannot be right to 1e-5."""
+    largest = np.abs(array).reshape(len(array), -1).max(axis=1)
+    return np.maximum(1, largest).reshape(-1, *[1] * (array.ndim - 1))
 
 
 def _gradient_size(golden: Arrays, name: str) -> np.ndarray:

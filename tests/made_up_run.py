@@ -44,8 +44,9 @@ def make_run(workdir: Path, *, objective="hybrid", seed=777, records=200, steps=
         for step in range(1, records + 1):
             loss = 1 / step + 0.1 + 0.01 * noise.random()
             quarters = {f"train/loss_q{number}": loss / number for number in (1, 2, 3, 4)}
+            levels = {f"train/loss_log_snr_{name}": loss for name in ("-2_to_0", "0_to_2", "above_8", "below_-8")}
             speeds = {"perf/images_per_second": 60.0, "perf/input_wait": 0.001}
-            file.write(json.dumps({"step": step, "train/loss": loss} | quarters | speeds) + "\n")
+            file.write(json.dumps({"step": step, "train/loss": loss} | quarters | levels | speeds) + "\n")
     for step in steps:
         for weights in ("raw", "ema_0.999"):
             record = evaluation(step=step, weights=weights, value=value * 100 / step)
@@ -53,4 +54,7 @@ def make_run(workdir: Path, *, objective="hybrid", seed=777, records=200, steps=
             images = noise.integers(0, 256, (len(CLASSES), 2, 32, 32, 3), dtype=np.uint8)
             grid = png_bytes(class_grid(images, CLASSES))
             (workdir / "samples" / f"step_{step:07d}_{weights}.png").write_bytes(grid)
+            with (workdir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, f"samples/{weights}/colour_spread_ratio": 1.5}) + "\n")
+        (workdir / "samples" / f"step_{step:07d}_ema_0.999_one_step.png").write_bytes(grid)
     return workdir

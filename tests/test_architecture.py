@@ -31,7 +31,7 @@ LIBRARIES = {  # files or folders that may import them
     "argparse": ("commands/",),
     "starlette": ("demo/server.py",),
     "uvicorn": ("demo/server.py",),
-    "torch": ("bench/reference_worker.py",),  # which runs in the peer's environment
+    "torch": ("bench/peer/",),  # which runs in the peer's environment
     "tensorflow": (),
     "torchvision": (),
 }

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from configs import food101_cheap
+from fooddiff import build
 from fooddiff.bench import data, measure, reference, sample, table, topology, train
+from fooddiff.model.network import abstract_params
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +46,18 @@ def test_train_names_rate_work_memory_and_ratio(config, fake_peer, tmp_path):
     assert asked["unet"]["model_channels"] == config.model.model_channels
     assert asked["unet"]["out_channels"] == 6
     assert (asked["task"], asked["batch_size"], asked["image_size"]) == ("train", config.train.batch_size, 8)
+
+
+def test_the_peer_of_a_uvit_is_told_its_size(fake_peer, tmp_path):
+    config = food101_cheap.get_config()
+    config.train.batch_size = 2
+    config.model.update(conv_channels=8, width=16, depth=1, embed_dim=16)
+    numbers = train.run(config, repetitions=1, peer=fake_peer._replace(checkout=None))
+    assert numbers["PyTorch"].median == 2 / 0.5
+    asked = json.loads((tmp_path / "asked.json").read_text())
+    network = build.make_model(config).network
+    assert asked["parameters"] == sum(leaf.size for leaf in abstract_params(network).values())
+    assert (asked["task"], asked["averages"], asked["model"]["width"]) == ("train_uvit", 3, 16)
 
 
 def test_sample_and_data(config, fake_peer):

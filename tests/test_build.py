@@ -67,6 +67,15 @@ def test_unknown_and_missing_fields_are_named(tmp_path):
         build_all(config)
 
 
+def test_a_config_without_a_task_trains_diffusion_and_other_tasks_are_named(tmp_path):
+    config = tiny.config(tmp_path)
+    assert build.task_of(config) == "diffusion"
+    with config.unlocked():
+        config.task = "painting"
+    with pytest.raises(ConfigError, match=r"config.task is 'painting', expected one of diffusion, classifier"):
+        build_all(config)
+
+
 @pytest.mark.parametrize("section", ["data", "ema", "train", "sample", "eval", "log", None])
 def test_unknown_fields_are_refused_in_every_section(tmp_path, section):
     config = tiny.config(tmp_path)

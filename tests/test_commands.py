@@ -1,6 +1,7 @@
 """The commands as their users call them: train, resume, sample, dry run, and what they refuse."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from fooddiff.runs.workdir import WorkdirError
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
+
+STEPS_RECORDED = [2, 4, 4, 4]  # the loss, and at the last step the colours of two grids
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +57,9 @@ def test_a_run_leaves_every_file_that_later_stages_read(trained):
     }  # fmt: skip
     assert json.loads((trained / "config.json").read_text())["train"]["steps"] == 4
     assert "jax" in json.loads((trained / "versions.json").read_text())
-    assert [record["step"] for record in read_scalars(trained)] == [2, 4]
+    assert [record["step"] for record in read_scalars(trained)] == STEPS_RECORDED
     assert {path.name for path in (trained / "samples").iterdir()} >= {
-        "step_0000004_raw.png", "step_0000004_ema_0.995.png",
+        "step_0000004_raw.png", "step_0000004_ema_0.995.png", "step_0000004_ema_0.995_one_step.png",
     }  # fmt: skip
     with Checkpoints(trained, read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 4]
@@ -81,7 +84,34 @@ def test_a_finished_run_is_left_alone(workspace, trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "checkpoints").rglob("*") if path.is_file()}
     train.run(tiny.config(workspace), trained)
     assert before == {path: path.stat().st_mtime_ns for path in (trained / "checkpoints").rglob("*") if path.is_file()}
-    assert [record["step"] for record in read_scalars(trained)] == [2, 4]
+    assert [record["step"] for record in read_scalars(trained)] == STEPS_RECORDED
+
+
+def recorded(run):
+    """What metrics.jsonl says, but for how fast it was."""
+    return [{name: value for name, value in record.items() if "perf/" not in name} for record in read_scalars(run)]
+
+
+@pytest.mark.parametrize("lost", ["the last record", "all records of a grid's step", "the checkpoint", "a grid"])
+def test_a_run_that_was_killed_amid_its_grids_records_what_it_would_have(workspace, trained, lost):
+    run = workspace / "killed"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(trained, run)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    if lost == "the last record":
+        (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+    elif lost == "all records of a grid's step":
+        (run / "metrics.jsonl").write_text("".join(lines[:-2]))
+    elif lost == "the checkpoint":
+        shutil.rmtree(run / "checkpoints" / "4")
+    else:
+        (run / "samples" / "step_0000004_raw.png").write_bytes(b"damaged")
+    train.run(tiny.config(workspace), run)
+    assert recorded(run) == recorded(trained)
+    names = [name for record in recorded(run) for name in record if "colour" in name]
+    assert names == ["samples/raw/colour_spread_ratio", "samples/ema_0.995/colour_spread_ratio"]
+    grids = [(path / "samples" / "step_0000004_raw.png").read_bytes() for path in (trained, run)]
+    assert grids[0] == grids[1]
 
 
 def test_another_config_is_refused_with_the_difference(workspace, trained):
@@ -172,8 +202,20 @@ def test_dry_run_reports_and_touches_nothing(workspace, tmp_path, capsys):
     parameters = sum(leaf.size for leaf in load_trained(
         workspace / "run", step=4, weights="raw", mesh=parallel.make_mesh()).params.values())  # fmt: skip
     assert f"{parameters:,}" in printed
-    assert "FLOPs per step" in printed
+    assert all(f"{what} " in printed for what in ("FLOP per image", "FLOP per step", "the whole run"))
+    measured = " ".join(printed.split()).partition("Measured here, now, on made-up images: ")[2]
+    assert float(measured.split()[0]) > 0
+    assert "hours of such steps" in measured
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("free", "said"), [(10, "is 0.00 GB, a step needs"), (None, "is not known")])
+def test_dry_run_times_nothing_where_memory_may_not_do(tmp_path, capsys, monkeypatch, free, said):
+    monkeypatch.setattr(dry_run, "_free_bytes", lambda mesh: free)
+    dry_run.run(tiny.config(tmp_path))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"No step was timed: the memory left on a device {said}" in printed
+    assert "Measured" not in printed
 
 
 def test_command_lines(trained, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from fooddiff.commands import scorer, train
 from fooddiff.commands.eval import main
 from fooddiff.eval import generated
+from fooddiff.report.runs import read_run
 from fooddiff.runs.record import read_scalars
 from tests import tiny
 from tests.random_stem import random_stem
@@ -59,6 +60,26 @@ def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_referenc
     assert record["samples"]["n_per_class"] == record["reference"]["n_per_class"]
     made_by = record["samples"]["made_by"]
     assert (made_by["sampling"]["sampler"], made_by["sampling"]["steps"], made_by["weights"]) == ("ddim", 2, "raw")
+
+
+def test_an_earlier_checkpoint_guides_and_the_record_says_so(workspace, capsys):
+    run = workspace / "run"
+    call(workspace, "run", "--per_class=2", "--guidance=2", f"--guide={run}", "--guide_step=2")
+    assert f"guided by step 2 of {run}, weights ema_0.995" in capsys.readouterr().err
+    (record,) = records(workspace, "*_guidance2_*_n20_*.json").values()
+    guide = record["samples"]["made_by"]["recipe"]["guide"]
+    assert (guide["step"], guide["weights"], len(guide["weights_sha256"])) == (2, "ema_0.995", 64)
+    assert {d.conditions.sampler for d in read_run(run, "run").distances if "guidance2" in d.path.name} == {
+        f"ancestral-all_guidance2 by step 2 ema_0.995 ({guide['weights_sha256'][:8]})"
+    }
+    for flags, message in [
+        (("--guide_step=2",), "--guide_step is 2, but no --guide is given"),
+        (("--guidance=2",), "give another model as --guide"),
+        (("--guidance=2", f"--guide={run}", "--guide_step=3"), "no checkpoint of step 3"),
+    ]:
+        with pytest.raises(SystemExit):
+            call(workspace, "run", *flags)
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_two_checkpoints_are_compared_in_pairs(workspace, capsys):

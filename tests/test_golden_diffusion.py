@@ -15,7 +15,7 @@ from fooddiff.diffusion.losses import bound_term, prior_term
 from fooddiff.diffusion.samplers import ancestral, ancestral_step, begin, ddim, ddim_step
 from fooddiff.diffusion.timesteps import empty_history, second_moment_probs, update_history
 from tests import golden_cases
-from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
+from tests.golden_cases import Case, Tolerance, check, compare, example_size, nchw, nhwc, perturbed, probe, tables
 
 if not (golden_cases.GOLDEN / "diffusion.json").exists():
     pytest.skip(f"{golden_cases.GOLDEN} holds no diffusion.json", allow_module_level=True)
@@ -38,18 +38,12 @@ def maths_tolerance(case: Case) -> Tolerance:
     def scale(golden, name):
         if name == "train_loss" and case.config.get("use_kl", False):
             num_timesteps = case.config["num_timesteps"]
-            return num_timesteps * _example_size(golden[name] / num_timesteps)
+            return num_timesteps * example_size(golden[name] / num_timesteps)
         if name == "p_pred_xstart_clip1":
-            return _example_size(0.1 * golden["p_pred_xstart_clip0"])
-        return _example_size(golden[name])
+            return example_size(0.1 * golden["p_pred_xstart_clip0"])
+        return example_size(golden[name])
 
     return Tolerance(1e-5, "absolute, or of the example's largest entry above 1", scale)
-
-
-def _example_size(array: np.ndarray) -> np.ndarray:
-    """max(1, largest |entry|) of each example: near 1e4, float32 cannot be right to 1e-5."""
-    largest = np.abs(array).reshape(len(array), -1).max(axis=1)
-    return np.maximum(1, largest).reshape(-1, *[1] * (array.ndim - 1))
 
 
 @pytest.fixture(scope="module")
@@ -57,39 +51,6 @@ def report():
     errors = []
     yield errors
     golden_cases.print_report(errors)
-
-
-def probe(config: dict) -> Callable:
-    """The "network" of the golden arrays: eps and, when the variance is learned, its channels."""
-
-    def apply(x_t, t, cond):
-        s = t[:, None, None, None]
-        eps = 0.7 * x_t + 0.2 * jnp.sin(s / 100)
-        v = [jnp.tanh(x_t) * jnp.cos(s / 50)] if config.get("learn_sigma", False) else []
-        return jnp.concatenate([eps, *v], axis=-1)
-
-    return apply
-
-
-def tables(case: Case) -> dict[str, np.ndarray]:
-    """Our float64 tables under the reference's names."""
-    ours = golden_cases.make_case_tables(case.config)
-    alpha_bar = ours.sqrt_alpha_bar**2
-    return dict(
-        timestep_map=ours.timesteps,
-        betas=np.exp(ours.log_beta),
-        alphas_cumprod=alpha_bar,
-        alphas_cumprod_prev=np.append(1.0, alpha_bar[:-1]),
-        log_snr=ours.log_snr,
-        sqrt_alphas_cumprod=ours.sqrt_alpha_bar,
-        sqrt_one_minus_alphas_cumprod=ours.sqrt_one_minus_alpha_bar,
-        sqrt_recip_alphas_cumprod=ours.sqrt_recip_alpha_bar,
-        sqrt_recipm1_alphas_cumprod=ours.sqrt_recipm1_alpha_bar,
-        posterior_variance=np.append(0.0, np.exp(ours.posterior_log_var[1:])),
-        posterior_log_variance_clipped=ours.posterior_log_var,
-        posterior_mean_coef1=ours.posterior_coef_x0,
-        posterior_mean_coef2=ours.posterior_coef_xt,
-    )
 
 
 def golden_tables(case: Case) -> dict[str, np.ndarray]:
@@ -200,7 +161,7 @@ def case(request):
 @pytest.fixture(scope="module")
 def computed(case):
     """(ours, golden, tolerance) of the tables, the maths and, where the case has them, the loops."""
-    groups = [(tables(case), golden_tables(case), TABLES), (maths(case), case.arrays, maths_tolerance(case))]
+    groups = [(tables(case.config), golden_tables(case), TABLES), (maths(case), case.arrays, maths_tolerance(case))]
     if "loop_x_T" in case.arrays:
         groups.append((loops(case), case.arrays, maths_tolerance(case)))
     return groups
@@ -231,7 +192,7 @@ def test_perturbed_arrays_fail(case, computed):
 def test_compiled_maths(case, computed):
     """jit contracts products and sums, which moves a difference of large numbers by some units of these."""
     _, (eager, _, tolerance), *_ = computed
-    largest = _example_size(eager["p_pred_xstart_clip0"]).reshape(-1)  # of x_0 before it is clipped
+    largest = example_size(eager["p_pred_xstart_clip0"]).reshape(-1)  # of x_0 before it is clipped
 
     def size(golden, name):
         array = golden[name]

@@ -16,7 +16,8 @@ from fooddiff.model.unet import UNet
 from fooddiff.train.averages import make_averages
 from fooddiff.train.state import init_state
 from fooddiff.train.step import make_train_step
-from fooddiff.train.tasks.diffusion import Examples, make_diffusion_task, uniform_timesteps
+from fooddiff.train.tasks.diffusion import Examples, make_diffusion_task
+from fooddiff.train.times import uniform_timesteps
 from tests import golden_cases
 from tests.golden_cases import Case, Tolerance, check, compare, nchw, nhwc, perturbed
 

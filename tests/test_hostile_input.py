@@ -548,7 +548,7 @@ def test_every_override_is_accepted_or_refused_by_name(data):
     message = ""
     try:
         training = build.make_training(config, mesh)
-        train._grid_draw(config, training.model, mesh)
+        train.ACTIONS["diffusion"](config, training.model, mesh)
         jax.eval_shape(training.step, *build.abstract_step_arguments(config, training))
     except ValueError as error:
         message = str(error)

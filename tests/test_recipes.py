@@ -1,6 +1,7 @@
 """Continuous time, guidance and file exports on a tiny model, from config to pixels, as a user combines them."""
 
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,12 @@ from ml_collections import ConfigDict
 
 import fooddiff
 from fooddiff import build, parallel
+from fooddiff.api import Model
 from fooddiff.arrays import Batch
 from fooddiff.commands.convert import main as convert
+from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.load import TrainedModel
 from fooddiff.runs.weights_file import read_weights, write_weights
 from fooddiff.sample.generate import draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
@@ -200,6 +204,54 @@ def test_an_exported_file_is_a_model(workdir, tmp_path, flags, off):
     assert (about["step"], about["images_seen"], about["weights"]) == (4, 16, "raw")
     with pytest.raises(ValueError, match="holds the weights raw of step 4"):
         fooddiff.load(file, weights="ema_0.5")
+
+
+def another(tmp_path, seed, **overrides):
+    """A model with random weights."""
+    config = continuous(tmp_path, **overrides)
+    model = build.make_diffusion_model(config)
+    classes = tuple("0123456789")
+    random = {
+        name: 0.1 * jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), leaf.shape)
+        for i, (name, leaf) in enumerate(abstract_params(model.network).items())
+    }
+    mesh = parallel.make_mesh()
+    random = jax.device_put(random, parallel.replicated(mesh))
+    return Model(TrainedModel(config, model, classes, random, seed, "raw", {}), mesh)
+
+
+def test_another_model_is_a_guide(workdir, tmp_path):
+    model, choice = fooddiff.load(workdir, weights="raw"), dict(classes=["3"], per_class=2)
+    plain = model.sample(**choice, guidance=1.0).astype(int)
+    by_itself = model.sample(**choice, guidance=3.0, guide=model).astype(int)
+    assert np.abs(plain - by_itself).max() <= 1
+    narrow, other = (another(tmp_path, seed, model__model_channels=32, model__null_label=False) for seed in (1, 2))
+    guided, otherwise = (model.sample(**choice, guidance=3.0, guide=guide) for guide in (narrow, other))
+    assert (guided != plain).any()
+    assert (guided != otherwise).any()
+    assert len(model._compiled) == 3  # the guide's weights are an argument of the program
+
+
+@pytest.mark.parametrize(
+    ("difference", "message"),
+    [
+        (dict(data__image_size=16), "Its image size: 16; this model's: 8"),
+        (dict(diffusion__schedule="linear"), "Its process: .*schedule linear.*; this model's: .*schedule cosine"),
+        (dict(model__num_classes=11), r"Its classes: 11 \(0, 1, 2, \.\.\.\); this model's: 10 \("),
+    ],
+)
+def test_what_cannot_be_a_guide_is_named(workdir, tmp_path, difference, message):
+    model, guide = fooddiff.load(workdir, weights="raw"), another(tmp_path, 1, **difference)
+    if "model__num_classes" in difference:
+        guide = replace(guide, trained=guide.trained._replace(class_names=(*guide.class_names, "10")))
+    with pytest.raises(ValueError, match=message):
+        model.sample(guidance=3.0, guide=guide)
+
+
+def test_a_guide_needs_a_scale(workdir):
+    model = fooddiff.load(workdir, weights="raw")
+    with pytest.raises(ValueError, match="a guide is given, but guidance is 1, which is off"):
+        model.sample(guidance=1.0, guide=model)
 
 
 def test_a_file_of_a_later_format_is_refused(workdir, tmp_path):

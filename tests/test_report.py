@@ -86,6 +86,24 @@ def test_distances_measured_otherwise_are_never_drawn_together(run, change):
     assert sorted(len(comparison.rows) for comparison in report.comparisons) == [1, 4]
 
 
+def test_parts_of_the_loss_stand_in_the_order_of_noise(run):
+    report = make_report([read_run(run, "run")], [])
+    names = [panel.log.name.removesuffix("_log") for panel in report.parts]
+    assert names == [
+        "loss_q1", "loss_q2", "loss_q3", "loss_q4",
+        "loss_log_snr_below_-8", "loss_log_snr_-2_to_0", "loss_log_snr_0_to_2", "loss_log_snr_above_8",
+    ]  # fmt: skip
+    assert report.parts[4].log.alt == "Loss, log SNR below -8, over steps."
+    assert [panel.log.name for panel in report.colours] == [
+        "samples_ema_0.999_colour_spread_ratio_log", "samples_raw_colour_spread_ratio_log",
+    ]  # fmt: skip
+
+
+def test_the_newest_predictions_in_one_step_are_shown(run):
+    assert sorted(read_run(run, "run").one_steps) == [100, 200]
+    assert "hybrid_777, step 200</figcaption>" in page_of(run)
+
+
 def test_the_best_step_of_each_weights_is_marked(run):
     (comparison,) = make_report([read_run(run, "run")], []).comparisons
     assert {(d.weights, d.step) for _, d, best in comparison.rows if best} == {("raw", 200), ("ema_0.999", 200)}
@@ -144,9 +162,9 @@ class Links(HTMLParser):
 def test_the_page_needs_no_other_file_and_describes_its_figures(run):
     links = Links()
     links.feed(page_of(run))
-    assert links.loads == []
+    assert [load[:22] for load in links.loads] == ["data:image/jpeg;base64"]  # the newest predictions in one step
     drawings = [image for image in links.images if "role" in image]
-    assert len(drawings) == 14  # loss, four quarters, two weights; each on two scales
+    assert len(drawings) == 26  # loss, its eight parts, two spreads of colours, two distances; each on two scales
     assert all(image["aria-label"].endswith(".") for image in drawings)
 
 
@@ -195,7 +213,7 @@ def test_the_command_writes_page_and_figures(run, tmp_path, capsys):
     assert "report.html (" in capsys.readouterr().out
     assert (run / "report.html").read_text().startswith("<!doctype html>")
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert len(written) == 28
+    assert len(written) == 52
     assert {"loss_log.svg", "loss_log.png", "loss_q4_linear.svg", "distance_1_raw_log.png"} <= set(written)
     with Image.open(tmp_path / "figures" / "loss_log.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10

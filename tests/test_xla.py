@@ -2,6 +2,13 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fooddiff import xla
+from fooddiff.keys import stream
+
 PROGRAM = "import jax; from fooddiff import xla; xla.keep_compiled(); print(jax.config.jax_compilation_cache_dir)"
 
 
@@ -16,3 +23,21 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
     assert folder(XDG_CACHE_HOME=str(tmp_path)).startswith(f"{tmp_path}/fooddiff/xla/")
     assert folder(HOME=str(tmp_path), XDG_CACHE_HOME="").startswith(f"{tmp_path}/.cache/fooddiff/xla/")
     assert folder(JAX_COMPILATION_CACHE_DIR=f"{tmp_path}/mine") == f"{tmp_path}/mine"
+
+
+def test_products_of_linear_layers_and_their_gradients_are_those_of_jax():
+    key = jax.random.key(0)
+    x, kernel, weight = (
+        jax.random.normal(stream(key, name), shape)
+        for name, shape in (("x", (3, 5, 8)), ("k", (8, 4)), ("w", (3, 5, 4)))
+    )
+
+    def objective(multiply):
+        dimensions = (((2,), (0,)), ((), ()))
+        return lambda x, kernel: (weight * jnp.tanh(multiply(x, kernel, dimensions))).sum()
+
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(objective(multiply), argnums=(0, 1)))(x, kernel)
+        for multiply in (xla.dot_general, jax.lax.dot_general)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-WORKER = Path(__file__).with_name("reference_worker.py")
+WORKER = Path(__file__).parent / "peer" / "worker.py"
 
 
 class Peer(NamedTuple):
@@ -28,7 +28,7 @@ def started(peer: Peer, settings: Mapping[str, Any]) -> Iterator[Callable[[], fl
 
     Args:
         peer: where it is.
-        settings: what it prepares; see `reference_worker.py`.
+        settings: what it prepares; see `peer/worker.py`.
 
     Yields:
         A task for `interleaved`.

@@ -1,6 +1,7 @@
-"""The train step of a config, on random images, against a matmul and against improved-diffusion's step."""
+"""The train step of a config, on random images, against a matmul and against the same step in PyTorch."""
 
 from contextlib import ExitStack
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from fooddiff import build, keys, parallel
 from fooddiff.arrays import Batch
 from fooddiff.bench.measure import Program, Quantity, compiled, exactly, interleaved, matmul, quantity, ratios, timed
 from fooddiff.bench.reference import Peer, started, unet_settings
+from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
 
 
@@ -19,7 +21,7 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     Args:
         config: what to train; its data are not read.
         repetitions: rounds that count.
-        peer: improved-diffusion, if it is to be compared.
+        peer: PyTorch, if it is to be compared: improved-diffusion for a UNet, `peer/uvit.py` for a U-ViT.
 
     Returns:
         The numbers by name.
@@ -46,9 +48,7 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     with ExitStack() as stack:
         tasks = {"ours": ours, "matmul": peak}
         if peer is not None:
-            settings = {"task": "train", "batch_size": config.train.batch_size, "ema_rates": list(config.ema.rates)}
-            settings |= unet_settings(config)
-            tasks["reference"] = stack.enter_context(started(peer, settings))
+            tasks["peer"] = stack.enter_context(started(peer, _peer_settings(config, state)))
         seconds = interleaved(tasks, repetitions)
     numbers = of_program(program, seconds["ours"], config.train.batch_size, mesh.size)
     rates = [peak_flops / each * mesh.size for each in seconds["matmul"]]
@@ -58,11 +58,24 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
         "of the peak",
     )
     if peer is not None:
-        numbers["improved-diffusion"] = quantity(
-            [config.train.batch_size / each for each in seconds["reference"]], "images/s"
-        )
-        numbers["ratio"] = ratios(seconds["ours"], seconds["reference"])
+        name = "PyTorch" if peer.checkout is None else "improved-diffusion"
+        numbers[name] = quantity([config.train.batch_size / each for each in seconds["peer"]], "images/s")
+        numbers["ratio"] = ratios(seconds["ours"], seconds["peer"])
     return numbers
+
+
+def _peer_settings(config: ConfigDict, state: TrainState) -> dict[str, Any]:
+    """What the peer's worker is to prepare."""
+    shared = {"batch_size": config.train.batch_size, "ema_rates": list(config.ema.rates)}
+    if config.model.network == "unet":
+        return shared | {"task": "train"} | unet_settings(config)
+    model = config.model.to_dict() | {"image_size": config.data.image_size}
+    return shared | {
+        "task": "train_uvit",
+        "model": {name: value for name, value in model.items() if name not in ("network", "dtype")},
+        "parameters": sum(leaf.size for leaf in state.params.values()),
+        "averages": len(state.ema),
+    }
 
 
 def random_batch(config: ConfigDict, training: build.Training) -> Batch:

@@ -34,10 +34,16 @@ def _run(flags: argparse.Namespace) -> None:
         raise ValueError(f"--repetitions is {flags.repetitions}, expected at least 1")
     if flags.reference is not None and (flags.reference_python is None or flags.what not in ("train", "sample")):
         raise ValueError("--reference is for train and sample, and needs --reference_python: a Python that has torch")
-    peer = None
-    if flags.reference_python is not None and (flags.reference is not None or flags.what == "eval"):
-        peer = Peer(flags.reference_python.absolute(), flags.reference and flags.reference.absolute())
     config = None if flags.config is None else shared.load_config(flags.config, flags.overrides)
+    peer = None
+    if flags.reference_python is not None:
+        if flags.what in ("data", "compile") or (flags.what == "sample" and flags.reference is None):
+            raise ValueError(
+                f"--reference_python is for train and eval, and with --reference for sample: not {flags.what}"
+            )
+        if flags.what == "train" and (flags.reference is None) != (config.model.network == "uvit"):
+            raise ValueError("a UNet is compared with --reference=CHECKOUT of improved-diffusion, a U-ViT without")
+        peer = Peer(flags.reference_python.absolute(), flags.reference and flags.reference.absolute())
     caption = f"{table.processor()}; {flags.repetitions} repetitions"
     match flags.what:
         case "train":

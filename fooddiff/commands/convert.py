@@ -1,4 +1,4 @@
-"""Weights in and out: `python -m fooddiff.convert import FILE --workdir=...` and `... export --workdir=... --out=...`.
+"""Weights in and out: `python -m fooddiff.convert import FILE --workdir=...`, `... export` and `... average`.
 
 Owns the flags. Every subcommand is a function of its parsed flags.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fooddiff.commands import flags as shared
 from fooddiff.commands.terminal import session
-from fooddiff.convert import exporting, importing
+from fooddiff.convert import averaging, exporting, importing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,6 +35,11 @@ def import_file(flags: argparse.Namespace) -> None:
 def export_file(flags: argparse.Namespace) -> None:
     """Writes a checkpoint's weights to a file."""
     exporting.export(flags.workdir, step=flags.step, weights=flags.weights, out=flags.out, half=flags.half)
+
+
+def average(flags: argparse.Namespace) -> None:
+    """Rebuilds an average of another length from the power averages in a run's checkpoints."""
+    averaging.average(flags.workdir, length=flags.length, step=flags.step, out=flags.out, half=flags.half)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,4 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_checkpoint(command)
     command.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors, or OpenAI's .pt")
     command.add_argument("--half", action="store_true", help="store a .safetensors file as float16")
+
+    command = subcommands.add_parser(
+        "average", help="rebuild an average of any length from the power averages of a run", allow_abbrev=False
+    )
+    command.set_defaults(run=average)
+    command.add_argument("--workdir", type=Path, required=True, help="the run's directory")
+    command.add_argument("--length", type=float, required=True, help="as a share of the training, 0.001 to 0.28")
+    command.add_argument("--step", type=int, help="up to which checkpoint; the newest if not given")
+    command.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    command.add_argument("--half", action="store_true", help="store it as float16")
     return parser

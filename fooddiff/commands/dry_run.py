@@ -1,33 +1,45 @@
-"""Says what a training run would cost, without touching data or allocating a model."""
+"""Says what a training run would cost, without touching data: counted from the compiled step, and timed on noise."""
 
 import math
+import os
+import statistics
+import time
+from collections.abc import Callable
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from fooddiff import build, parallel
-from fooddiff.model.network import abstract_params
+from fooddiff.arrays import Batch
+from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
+
+MAX_STEPS, MAX_SECONDS = 6, 20.0  # timed steps; one is taken however long it lasts
 
 
 def run(config: ConfigDict) -> None:
-    """Prints parameters, FLOPs per step, memory per device and the data plan of a config."""
+    """Prints parameters, FLOPs, memory per device and the data plan of a config, and then what steps take here."""
     mesh = parallel.make_mesh()
-    training = build.make_training(config, mesh)
-    model, n = training.model, config.train.batch_size
-    parameters = sum(math.prod(leaf.shape) for leaf in abstract_params(model.network).values())
+    training, n = build.make_training(config, mesh), config.train.batch_size
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(training.abstract_state.params))
     step = jit(training.step, donate_argnums=0, out_shardings=training.state_sharding)
     compiled = step.lower(*build.abstract_step_arguments(config, training)).compile()
     flops = compiled.cost_analysis()["flops"] * mesh.size
     memory = compiled.memory_analysis()
     data, train = config.data, config.train
+    console = Console()
 
     table = Table(title="Dry run: nothing was read, downloaded or trained", show_header=False)
     table.add_row("parameters", f"{parameters:,}")
     table.add_row("devices", f"{mesh.size} x {jax.devices()[0].device_kind}")
-    table.add_row("FLOPs per step", f"{flops:.3g} ({n} images; {flops * train.steps:.3g} in {train.steps:,} steps)")
+    table.add_row("FLOP per image", f"{flops / n / 1e9:.3g} GFLOP, trained once")
+    table.add_row("FLOP per step", f"{flops / 1e9:.3g} GFLOP ({n} images)")
+    table.add_row(
+        "the whole run", f"{flops * train.steps / 1e15:.3g} PFLOP: {train.steps:,} steps, {n * train.steps:,} images"
+    )
     table.add_row(
         "memory per device",
         f"{memory.argument_size_in_bytes / 1e9:.2f} GB state and batch + {memory.temp_size_in_bytes / 1e9:.2f} GB "
@@ -36,4 +48,43 @@ def run(config: ConfigDict) -> None:
     table.add_row("data", f"{data.source}, split train, from {data.path or 'its default place'}")
     table.add_row("cache", f"{data.cache_dir}, {data.image_size}x{data.image_size} pixels, 3 bytes each")
     table.add_row("batches", f"{n} images a step, {n // mesh.size} on each device, {train.accumulate} microbatches")
-    Console().print(table)
+    console.print(table)
+
+    needed, free = memory.argument_size_in_bytes + memory.temp_size_in_bytes, _free_bytes(mesh)
+    if free is None or needed > free:
+        known = "is not known" if free is None else f"is {free / 1e9:.2f} GB"
+        console.print(f"No step was timed: the memory left on a device {known}, a step needs {needed / 1e9:.2f} GB.")
+        return
+    console.print("Timing steps on made-up images (Ctrl-C leaves) ...")
+    seconds = _seconds_per_step(config, training, compiled)
+    console.print(
+        f"Measured here, now, on made-up images: {n / seconds:.3g} images/s, {flops / seconds / 1e12:.3g} TFLOP/s; the "
+        f"whole run takes {seconds * train.steps / 3600:.3g} hours of such steps, without input, grids and evaluations."
+    )
+
+
+def _seconds_per_step(config: ConfigDict, training: build.Training, step: Callable[..., TrainState]) -> float:
+    """The median over steps but the first, or that one alone if it lasts long."""
+    key = jax.device_put(jax.random.key(config.seed), training.replicated)
+    state = build.first_state(training, key, {})
+    _, like, _ = build.abstract_step_arguments(config, training)
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, like.pixels.shape, dtype=np.uint8)
+    labels = random.integers(0, config.model.num_classes or 1, like.cond["y"].shape, dtype=np.int32)
+    batch = jax.device_put(Batch(pixels, {"y": labels}), training.over_data)
+    seconds, begun = [], time.perf_counter()
+    while len(seconds) < MAX_STEPS and (not seconds or time.perf_counter() - begun < MAX_SECONDS):
+        started = time.perf_counter()
+        state = jax.block_until_ready(step(state, batch, key))
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:] or seconds)
+
+
+def _free_bytes(mesh: jax.sharding.Mesh) -> int | None:
+    """Memory that is left for each device of this process; None where it cannot be known."""
+    devices = mesh.local_devices
+    if devices[0].platform == "cpu":
+        names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
+        return math.prod(map(os.sysconf, names)) // len(devices) if set(names) <= set(os.sysconf_names) else None
+    found = devices[0].memory_stats()
+    return found and found["bytes_limit"] - found["bytes_in_use"]

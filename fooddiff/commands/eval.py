@@ -5,15 +5,18 @@ Owns the flags. Every subcommand is a function of its parsed flags.
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from fooddiff import build, processes
+from fooddiff.commands import agreement as classes
 from fooddiff.commands import flags as shared
 from fooddiff.commands import likelihood, scorer
+from fooddiff.commands import sweep as sweeping
 from fooddiff.commands.signals import graceful_stop, stop_if_asked
 from fooddiff.commands.terminal import session
 from fooddiff.data.sources import SPLITS
@@ -40,10 +43,28 @@ def run(flags: argparse.Namespace) -> None:
     """Scores class-balanced samples of a checkpoint against a reference."""
     scorer.run(
         flags.workdir,
-        _scoring(flags),
+        _scoring(flags, shared.sampling(flags)),
         step=flags.step,
         weights=flags.weights,
         reference=_reference(flags.reference, flags),
+        guide=flags.guide,
+        guide_step=flags.guide_step,
+        classifier=flags.classifier,
+    )
+
+
+def sweep(flags: argparse.Namespace) -> None:
+    """Scores a checkpoint under every combination of samplers, steps, guidance and intervals: one table."""
+    sweeping.run(
+        flags.workdir,
+        _scoring(flags, shared.fixed(flags)),
+        shared.sweep(flags),
+        step=flags.step,
+        weights=flags.weights,
+        reference=_reference(flags.reference, flags),
+        guide=flags.guide,
+        guide_step=flags.guide_step,
+        classifier=flags.classifier,
     )
 
 
@@ -51,7 +72,7 @@ def follow(flags: argparse.Namespace) -> None:
     """Scores every new checkpoint of a training that goes on in another process."""
     scorer.follow(
         flags.workdir,
-        _scoring(flags),
+        _scoring(flags, shared.sampling(flags)),
         weights=flags.weights,
         reference=_reference(flags.reference, flags),
         poll_seconds=flags.poll_seconds,
@@ -111,14 +132,33 @@ def bpd(flags: argparse.Namespace) -> None:
     )
 
 
-def _scoring(flags: argparse.Namespace) -> scorer.Scoring:
+def agreement(flags: argparse.Namespace) -> None:
+    """Counts the samples of a checkpoint in which a classifier of real images reads the class asked for."""
+    classes.run(
+        flags.workdir,
+        flags.judge,
+        step=flags.step,
+        weights=flags.weights,
+        sampling=shared.sampling(flags),
+        guide=flags.guide,
+        guide_step=flags.guide_step,
+        classifier=flags.classifier,
+        per_class=flags.per_class,
+        seed=flags.seed,
+        batch_size=flags.batch_size,
+        cache_dir=flags.cache_dir,
+        stop_if_asked=flags.stop_if_asked,
+    )
+
+
+def _scoring(flags: argparse.Namespace, sampling: Mapping[str, Any]) -> scorer.Scoring:
     return scorer.Scoring(
         extractor=_extractor(flags),
         metrics=tuple(flags.metrics),
         kid_subsets=flags.kid_subsets,
         kid_subset_size=flags.kid_subset_size,
         per_class=flags.per_class,
-        sampling=shared.sampling(flags),
+        sampling=sampling,
         seed=flags.seed,
         batch_size=flags.batch_size,
     )
@@ -161,16 +201,38 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_distributed(parser)
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     what = "a folder of images, an npz with arr_0, or SOURCE:PATH:SPLIT such as archive:food-101.tar.gz:test"
-    features, metrics, scoring = _feature_flags(), _metric_flags(), _scoring_flags(what)
+    features, metrics, scoring = _feature_flags(), _metric_flags(), _scoring_flags(what, shared.add_sampling)
 
     command = subcommands.add_parser("run", parents=[scoring, metrics, features], help=run.__doc__)
     shared.add_checkpoint(command)
+    shared.add_guide(command)
     command.set_defaults(run=run)
+
+    swept = _scoring_flags(what, shared.add_sweep)
+    command = subcommands.add_parser("sweep", parents=[swept, metrics, features], help=sweep.__doc__)
+    shared.add_checkpoint(command)
+    shared.add_guide(command)
+    command.set_defaults(run=sweep)
 
     command = subcommands.add_parser("follow", parents=[scoring, metrics, features], help=follow.__doc__)
     shared.add_run(command)
     command.set_defaults(run=follow)
     command.add_argument("--poll_seconds", type=float, default=30.0, help="between two looks (default: 30)")
+
+    command = subcommands.add_parser("agreement", help=agreement.__doc__)
+    shared.add_checkpoint(command)
+    command.set_defaults(run=agreement)
+    command.add_argument("--judge", type=Path, required=True, help="workdir or file of the classifier that judges")
+    command.add_argument(
+        "--per_class", type=int, help="samples of each class; as many as the test split has if not given"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
+    command.add_argument(
+        "--cache_dir", type=Path, default=Path("~/.cache/fooddiff").expanduser(), help="what was classified already"
+    )
+    shared.add_sampling(command)
+    shared.add_guide(command)
 
     command = subcommands.add_parser("images", parents=[metrics, features], help=images.__doc__)
     command.set_defaults(run=images)
@@ -225,11 +287,11 @@ def _metric_flags() -> argparse.ArgumentParser:
     return flags
 
 
-def _scoring_flags(what: str) -> argparse.ArgumentParser:
+def _scoring_flags(what: str, add_sampling: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(add_help=False)
     flags.add_argument(
         "--reference", help=f"{what}, or an npz with mu and sigma; the test split of the run's data if not given"
     )
     flags.add_argument("--per_class", type=int, help="samples of each class; as many as the reference has if not given")
-    shared.add_sampling(flags)
+    add_sampling(flags)
     return flags

@@ -4,6 +4,7 @@ All commands use argparse, which knows subcommands; ml_collections reads the con
 """
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +14,8 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from fooddiff.sample.spec import SamplerSpec
+
+SWEPT = ("sampler", "steps", "guidance", "interval")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,7 +72,9 @@ def add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
         "--workdir", type=Path, required=required,
         help=f"the run's directory, or a file of weights that was exported{otherwise}",
     )  # fmt: skip
-    parser.add_argument("--weights", default="ema", help="raw, ema (the first rate of the config) or ema_<rate>")
+    parser.add_argument(
+        "--weights", default="ema", help="raw, ema (the first rate of the config), ema_<rate> or power_<length>"
+    )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -83,11 +88,36 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling", "as config.sample of the run says where it is not given")
     group.add_argument("--sampler", help="ancestral, ddim, dpmpp_2m, sde_dpmpp_2m or heun")
     group.add_argument("--steps", type=int, help="levels of noise along the way")
+    group.add_argument("--guidance", type=float, help="scale of guidance; 1 is off")
+    group.add_argument("--interval", type=_numbers, help="log SNRs between which to guide, for instance -4,4")
+    _add_fine_points(group)
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Adds lists of values of the main fields of `SamplerSpec`, and its other fields."""
+    group = parser.add_argument_group(
+        "sampling", "every combination; as config.sample of the run says what is not given"
+    )
+    group.add_argument("--samplers", dest="sampler", type=names, help="for instance ancestral,dpmpp_2m")
+    group.add_argument("--step_counts", dest="steps", type=_counts, help="levels of noise, for instance 10,20,50")
+    group.add_argument("--guidances", dest="guidance", type=_numbers, help="scales, for instance 1,2,3; 1 is off")
+    group.add_argument("--intervals", dest="interval", type=_intervals, help="of log SNRs, for instance all,-4:4")
+    _add_fine_points(group)
+
+
+def _add_fine_points(group: Any) -> None:
     group.add_argument("--spacing", help="of these levels: evenly in time or log_snr, or karras")
     group.add_argument("--eta", type=float, help="stochasticity of ddim and heun, from 0 to 1")
-    group.add_argument("--guidance", type=float, help="scale of classifier-free guidance; 1 is off")
-    group.add_argument("--interval", type=_numbers, help="log SNRs between which to guide, for instance -4,4")
     group.add_argument("--rescale", type=float, help="share of a guided image's deviation that is brought back, 0 to 1")
+    group.add_argument("--classifier_scale", type=float, help="scale of the gradient of --classifier; 0 is none")
+
+
+def add_guide(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that name other networks that guide."""
+    group = parser.add_argument_group("guides", "other networks that take part, with their averaged weights")
+    group.add_argument("--guide", type=Path, help="workdir or file of a model from which --guidance moves away")
+    group.add_argument("--guide_step", type=int, help="which checkpoint of that workdir; the newest if not given")
+    group.add_argument("--classifier", type=Path, help="workdir or file of a classifier of noisy images")
 
 
 def sampling(flags: argparse.Namespace) -> dict[str, Any]:
@@ -95,9 +125,28 @@ def sampling(flags: argparse.Namespace) -> dict[str, Any]:
     return {field.name: getattr(flags, field.name) for field in fields(SamplerSpec)}
 
 
+def sweep(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every combination of the lists of `add_sweep`, as fields of `SamplerSpec`."""
+    lists = {name: getattr(flags, name) for name in SWEPT if getattr(flags, name) is not None}
+    return [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+
+
+def fixed(flags: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `SamplerSpec` that all combinations have in common."""
+    return {name: value for name, value in sampling(flags).items() if name not in SWEPT}
+
+
 def names(text: str) -> list[str]:
     """Splits names at commas."""
     return [name.strip() for name in text.split(",")]
+
+
+def _counts(text: str) -> list[int]:
+    return [int(count) for count in names(text)]
+
+
+def _intervals(text: str) -> list[tuple[float, ...] | None]:
+    return [None if one == "all" else tuple(map(float, one.split(":"))) for one in names(text)]
 
 
 def _numbers(text: str) -> tuple[float, ...]:

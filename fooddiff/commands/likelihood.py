@@ -47,7 +47,7 @@ def run(
     Args:
         workdir: a run's directory.
         step: checkpoint; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         split: "train" or "test".
         count: how many images, spread evenly over the classes (see `balanced_rows`); None takes all.
         batch_size: images per call of the compiled bound, rounded up to the number of devices; changes nothing but
@@ -115,7 +115,7 @@ def run(
         "versions": workdirs.versions(),
     }
     name = f"bpd_step_{trained.step:07d}_{trained.weights}_{split}_n{len(rows)}_seed{seed}.json"
-    path = workdir / "eval" / name if out is None else out
+    path = workdirs.outputs(workdir) / "eval" / name if out is None else out
     processes.on_first(lambda: write_record(path, record))
     log.info("%.4f ± %s bits/dim", record["bits_per_dim"], "unknown" if error is None else f"{error:.2g} (1 se)")
     log.info("wrote %s", path)

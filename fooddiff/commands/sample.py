@@ -14,8 +14,10 @@ from tqdm import tqdm
 from fooddiff import build, parallel, processes
 from fooddiff.chunks import stored_chunks
 from fooddiff.commands import signals
+from fooddiff.commands.guide import drawing, load_guides
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
+from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.load import class_ids, load_trained
 from fooddiff.sample.generate import draw_batches, npz_bytes, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
@@ -35,6 +37,9 @@ def run(
     batch_size: int,
     single_files: bool,
     out: Path | None,
+    guide: Path | None = None,
+    guide_step: int | None = None,
+    classifier: Path | None = None,
 ) -> None:
     """Writes `<name>.png`, `<name>.npz` and `<name>/<class>/<i>.png` into `out`.
 
@@ -45,7 +50,7 @@ def run(
     Args:
         workdir: a run's directory.
         step: checkpoint; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         classes: class names; empty takes all.
         per_class: images per class.
         spec: fields of `SamplerSpec` that replace those of config.sample where they are not None.
@@ -53,6 +58,9 @@ def run(
         batch_size: images per call of the compiled sampler, rounded up to the number of devices.
         single_files: also write every image as a PNG of its own.
         out: directory for the files; None takes workdir/samples.
+        guide: a workdir or a file of weights, whose averaged weights guide in place of the null label; None for none.
+        guide_step: checkpoint of the guide; None takes the newest.
+        classifier: a run or file of a classifier of noisy images, whose averaged weights guide; None for none.
 
     Raises:
         FileNotFoundError: no such workdir or checkpoint.
@@ -66,17 +74,18 @@ def run(
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     sampler = build.sampler_spec(trained.config.sample, **spec)
-    draw = build.make_sampler(trained.model, mesh, sampler)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
+    draw, params, recipe = drawing(trained, mesh, sampler, guides)
     names = tuple(classes) or trained.class_names
     wanted = class_ids(trained.class_names, names)
     ids = sample_ids(wanted, per_class)
 
     batch_size = min(batch_size, len(ids))
     batch_size += -batch_size % mesh.size
-    out = workdir / "samples" if out is None else out
+    out = workdirs.outputs(workdir) / "samples" if out is None else out
     made_by = {
-        "weights_sha256": processes.sha256_of(trained.params),
-        "recipe": build.recipe(trained.config),
+        "weights_sha256": processes.sha256_of(params),
+        "recipe": recipe,
         "sampling": sampler.to_json(),
         "seed": seed,
         "batch_size": batch_size,
@@ -87,7 +96,7 @@ def run(
     unfinished = out / f"{stem}.partial"
 
     def draw_rows(rows: slice) -> dict[str, np.ndarray]:
-        (images,) = draw_batches(draw, trained.params, jax.random.key(seed), ids[rows], batch_size)
+        (images,) = draw_batches(draw, params, jax.random.key(seed), ids[rows], batch_size)
         return {"images": images}
 
     batches = []

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params
+from fooddiff.commands.guide import drawing, load_guides
 from fooddiff.eval import results
 from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
 from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like
@@ -23,7 +24,7 @@ from fooddiff.eval.weights import load_inception
 from fooddiff.files.hashes import sha256_of, sha256_of_json
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import DamagedError
-from fooddiff.runs.load import ema_rate, load_trained
+from fooddiff.runs.load import check_task, load_trained, stored_weights
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
@@ -93,11 +94,11 @@ def score(
         scoring: how.
         spec: how samples are drawn.
         draw: the compiled sampler of `spec`.
-        params: the weights.
+        params: what `draw` takes: the weights, with those of guides if there are any.
         step: the training step they are from.
-        weights: their name, "raw" or "ema_<rate>".
+        weights: their name, "raw", "ema_<rate>" or "power_<length>".
         class_names: of the model.
-        recipe: of the model, see `build.recipe`.
+        recipe: of the model, see `build.recipe`, and of its guides.
         reference: images or statistics to compare with.
         workdir: the run's directory; receives eval/<name>.json.
 
@@ -105,17 +106,10 @@ def score(
         The record.
     """
     ids = scoring.ids(reference, class_names)
-    made_by = {
-        "step": step,
-        "weights": weights,
-        "weights_sha256": processes.sha256_of(params),
-        "recipe": recipe,
-        "sampling": spec.to_json(),
-        "seed": scoring.seed,
-        "batch_size": scoring.batch_size,
-    }
-    images = GeneratedImages(draw, params, jax.random.key(scoring.seed), ids, scoring.batch_size)
-    samples = generated_set(images, ids, tuple(class_names), f"step {step:,} {weights}", made_by)
+    samples, made_by = samples_of(
+        draw, params, ids, spec=spec, recipe=recipe, step=step, weights=weights, class_names=class_names,
+        seed=scoring.seed, batch_size=scoring.batch_size,
+    )  # fmt: skip
     record = evaluate(
         samples,
         reference,
@@ -127,9 +121,41 @@ def score(
         made_by=made_by,
         versions=workdirs.versions(),
     )
+    record["samples"]["seconds_per_image"] = samples.pixels.seconds_per_image()
     path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)))
     processes.on_first(lambda: results.write_record(path, record))
     return record
+
+
+def samples_of(
+    draw: Draw,
+    params: Params,
+    ids: np.ndarray,
+    *,
+    spec: SamplerSpec,
+    recipe: Mapping[str, Any],
+    step: int,
+    weights: str,
+    class_names: Sequence[str],
+    seed: int,
+    batch_size: int,
+) -> tuple[ImageSet, dict[str, Any]]:
+    """Names samples of a model, which are drawn when they are asked for.
+
+    Returns:
+        The samples `ids`, int32[n, 2], and everything they depend on besides, as JSON types.
+    """
+    made_by = {
+        "step": step,
+        "weights": weights,
+        "weights_sha256": processes.sha256_of(params),
+        "recipe": recipe,
+        "sampling": spec.to_json(),
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    images = GeneratedImages(draw, params, jax.random.key(seed), ids, batch_size)
+    return generated_set(images, ids, tuple(class_names), f"step {step:,} {weights}", made_by), made_by
 
 
 def numbers_of(record: dict) -> dict[str, float]:
@@ -194,15 +220,28 @@ def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scori
     )
 
 
-def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, reference: ImageSet | Path | None) -> dict:
+def run(
+    workdir: Path,
+    scoring: Scoring,
+    *,
+    step: int | None,
+    weights: str,
+    reference: ImageSet | Path | None,
+    guide: Path | None = None,
+    guide_step: int | None = None,
+    classifier: Path | None = None,
+) -> dict:
     """Scores one checkpoint and prints the table.
 
     Args:
-        workdir: a run's directory.
+        workdir: a run's directory, or a file of weights.
         scoring: how.
         step: which checkpoint; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         reference: what to compare with; None takes the test split of the data the run was trained on.
+        guide: the workdir or file of a model to move away from in place of the null label.
+        guide_step: checkpoint of the guide; None takes the newest.
+        classifier: the workdir or file of a classifier of noisy images that guides, too.
 
     Returns:
         The record.
@@ -211,20 +250,22 @@ def run(workdir: Path, scoring: Scoring, *, step: int | None, weights: str, refe
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
-    draw = build.make_sampler(trained.model, mesh, spec)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
+    draw, params, recipe = drawing(trained, mesh, spec, guides)
+    outputs = workdirs.outputs(workdir)
     record = score(
         scoring,
         spec,
         draw,
-        trained.params,
+        params,
         step=trained.step,
         weights=trained.weights,
         class_names=trained.class_names,
-        recipe=build.recipe(trained.config),
+        recipe=recipe,
         reference=reference_of(trained.config) if reference is None else reference,
-        workdir=workdir,
+        workdir=outputs,
     )
-    with Recorder(workdir, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
+    with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
         recorder.scalars(trained.step, numbers_of(record))
     print_record(record)
     return record
@@ -246,7 +287,7 @@ def follow(
     Args:
         workdir: a run's directory; waits for it to appear.
         scoring: how.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         reference: what to compare with; None takes the test split of the run's data.
         poll_seconds: how long to wait between two looks, in seconds.
         stop_if_asked: called while waiting; ends the command by what it raises.
@@ -277,15 +318,16 @@ def follow(
 
 
 def _config(workdir: Path) -> ConfigDict:
-    return ConfigDict(workdirs.read_config(workdir / "config.json"))
+    config = ConfigDict(workdirs.read_config(workdir / "config.json"))
+    check_task(config, "diffusion", workdir)
+    return config
 
 
 def already_scored(workdir: Path, scoring: Scoring, reference: ImageSet | Path, step: int, weights: str) -> bool:
     """Whether a record of this step, these weights and this way of scoring exists."""
     config = _config(workdir)
     spec = build.sampler_spec(config.sample, **scoring.sampling)
-    rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
-    name = "raw" if rate is None else f"ema_{rate}"
+    name, _ = stored_weights(weights, config.ema)
     any_n = record_path(workdir, scoring, spec, build.recipe(config), reference, step, name, "*").name
     return any((workdir / "eval").glob(any_n))
 

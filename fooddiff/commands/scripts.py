@@ -11,7 +11,7 @@ from fooddiff.commands import terminal
 def train(argv: Sequence[str] | None = None) -> None:
     """Trains a config."""
     parser = argparse.ArgumentParser(
-        description="Trains a diffusion model. The same command resumes a run that was interrupted.", allow_abbrev=False
+        description="Trains a model. The same command resumes a run that was interrupted.", allow_abbrev=False
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE.py",
@@ -19,7 +19,9 @@ def train(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--workdir", type=Path, help="where the run's files go")
     parser.add_argument(
-        "--dry_run", action="store_true", help="print parameters, FLOPs, memory and the data plan, and stop"
+        "--dry_run",
+        action="store_true",
+        help="print parameters, FLOP, memory and the data plan, time steps, and stop",
     )
     shared.add_distributed(parser)
     flags = shared.parse(parser, argv)
@@ -43,6 +45,7 @@ def sample(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--classes", type=shared.names, default=[], help="class names with commas; all if not given")
     parser.add_argument("--per_class", type=int, default=8, help="images per class (default: 8)")
     shared.add_sampling(parser)
+    shared.add_guide(parser)
     parser.add_argument("--seed", type=int, default=0, help="image i of a class depends on (seed, class, i) only")
     parser.add_argument("--batch_size", type=int, default=64, help="images per call of the compiled sampler")
     parser.add_argument("--single_files", action="store_true", help="also write every image as a PNG of its own")
@@ -59,6 +62,9 @@ def sample(argv: Sequence[str] | None = None) -> None:
             classes=flags.classes,
             per_class=flags.per_class,
             spec=shared.sampling(flags),
+            guide=flags.guide,
+            guide_step=flags.guide_step,
+            classifier=flags.classifier,
             seed=flags.seed,
             batch_size=flags.batch_size,
             single_files=flags.single_files,

@@ -9,32 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff import build, keys, parallel, processes
 from fooddiff.arrays import Batch, Key
-from fooddiff.commands import scorer, signals
-from fooddiff.data.cache import Dataset
+from fooddiff.commands import classifier_actions, diffusion_actions, signals
+from fooddiff.commands.actions import Surroundings
 from fooddiff.data.feed import device_batches
-from fooddiff.files.atomic import write_atomically
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.checkpoint import Checkpoints, SaveError
+from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.fine_tune import starting_weights
-from fooddiff.runs.load import class_ids, described, ema_rate, load_trained
+from fooddiff.runs.load import described, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
-from fooddiff.sample.colour import colour_spread, is_suspicious
-from fooddiff.sample.generate import Draw, draw_batches, sample_ids
-from fooddiff.sample.grid import class_grid, png_bytes
-from fooddiff.settings import ConfigError, check_positive
-from fooddiff.train.loop import Periodic, train
+from fooddiff.train.loop import train
 from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
 
-MAX_REAL_IMAGES = 2000  # whose colours samples are compared with
-GRID_SEED = 0  # the grids of all runs start from the same noise, so that they can be compared
+ACTIONS = {  # of every task of `build.TASKS`
+    "diffusion": diffusion_actions.make_actions,
+    "classifier": classifier_actions.make_actions,
+}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -50,7 +46,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     mesh = parallel.make_mesh()
     training = build.make_training(config, mesh)
-    draw, plain_draw = _grid_draws(config, training.model, mesh)
+    actions = ACTIONS[build.task_of(config)](config, training.model, mesh)
     processes.on_first(lambda: workdirs.check(workdir, config))
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
@@ -58,7 +54,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if not resuming and config.init_from is not None and not workdirs.checkpoint_steps(Path(config.init_from)):
         raise FileNotFoundError(f"config.init_from is {config.init_from!r}, a directory without a checkpoint of a run")
     dataset = build.make_dataset(config, "train")
-    class_ids(dataset.class_names, tuple(config.sample.classes))  # raises now what the first grid would raise
+    actions.check_data(dataset)
     processes.check_same("the training data (their SHA-256)", dataset.manifest["sha256"])
     key = keys.root(config.seed, training.replicated)
     state, origin = (None, None) if resuming else _first_state(config, training, mesh, dataset.class_names, key)
@@ -99,10 +95,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             else NoRecorder() as recorder,
             signals.graceful_stop() as stop_signal,
         ):
-            evaluations = _evaluations(
-                config, draw, dataset.class_names, workdir, recorder, stop_signal, checkpoints.add_score
-            )
-            draw_grids = partial(_draw_grids, config, draw, plain_draw, dataset, workdir, recorder)
+            periodic = actions.periodic(Surroundings(dataset, workdir, recorder, stop_signal, checkpoints.add_score))
             state = train(
                 state,
                 jit(training.step, donate_argnums=0, out_shardings=training.state_sharding),
@@ -114,7 +107,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 max_skipped=config.train.max_skipped,
                 record=partial(_record, recorder, checkpoints),
                 diagnose=partial(_diagnose, jit(training.diagnose, out_shardings=training.replicated), key),
-                periodic=[Periodic(config.sample.every_steps, draw_grids), *evaluations],
+                periodic=periodic,
                 save=lambda state: checkpoints.save(state, meta),
                 should_stop=lambda: stop_signal(wait=False) > 0,
                 show_progress=processes.is_first(),
@@ -123,7 +116,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if number := stop_signal(wait=True):
         log.info("stopped at step %d, which is saved; the same command goes on", int(state.step))
         raise signals.Stopped(number)
-    log.info("done. Next: python run_sample.py --workdir=%s", workdir)
+    log.info("done. Next: %s", actions.next_command.format(workdir))
 
 
 def _check_room(workdir: Path, needed: int) -> None:
@@ -141,7 +134,7 @@ def _first_state(
     """The state before the first step of a new run, and where its weights come from (None: they are random)."""
     if config.init_from is None:
         return build.first_state(training, key, {}), None
-    source = load_trained(Path(config.init_from), step=None, weights="ema", mesh=mesh)
+    source = load_trained(Path(config.init_from), step=None, weights="ema", mesh=mesh, task=build.task_of(config))
     weights, origin = starting_weights(source, config, class_names, training.abstract_state.params)
     return build.first_state(training, key, weights), {"workdir": config.init_from, **origin}
 
@@ -171,7 +164,7 @@ def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: 
     if changed := workdirs.differences(saved["config"], meta["config"]):
         raise workdirs.WorkdirError(f"the checkpoint in {workdir} is of another run: {', '.join(changed)} differ")
     if saved["data_sha256"] is None:
-        conditional = meta["config"]["model"]["num_classes"] is not None
+        conditional = meta["config"]["model"].get("num_classes") is not None
         if conditional and saved["class_names"] != meta["class_names"]:
             raise workdirs.WorkdirError(
                 f"the imported weights in {workdir} know {_some(saved['class_names'])}, the data have "
@@ -189,125 +182,3 @@ def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: 
 
 def _some(names: list[str]) -> str:
     return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-
-
-def _grid_draws(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[Draw, Draw | None]:
-    """The compiled sampler of config.sample and, if that guides, the same without guidance."""
-    sample = config.sample
-    for field in ("every_steps", "per_class", "batch_size"):
-        check_positive(f"sample.{field}", sample[field])
-    check_positive("log.every_steps", config.log.every_steps)
-    check_positive("eval.every_steps", config.eval.every_steps)
-    if sample.batch_size % mesh.size:
-        raise ConfigError(f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices")
-    spec = build.sampler_spec(sample)
-    plain = None if spec.guidance == 1 else build.sampler_spec(sample, guidance=1.0)
-    return build.make_sampler(model, mesh, spec), plain and build.make_sampler(model, mesh, plain)
-
-
-def _evaluations(
-    config: ConfigDict,
-    draw: Draw,
-    class_names: tuple[str, ...],
-    workdir: Path,
-    recorder: Recorder | NoRecorder,
-    stop_signal: signals.StopSignal,
-    add_score: Callable[[int, float], None],
-) -> list[Periodic]:
-    """The evaluation during training that config.eval asks for, if any; a step's first number is its score."""
-    if config.eval.inception is None:
-        log.info("no evaluation during training, since config.eval.inception names no Inception weights")
-        return []
-    scoring = scorer.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, stop_signal))
-    reference = scorer.reference_of(config)
-    spec = build.sampler_spec(config.sample)
-    rates = [ema_rate(weights, [str(rate) for rate in config.ema.rates]) for weights in config.eval.weights]
-    scoring.ids(reference, class_names)  # raises now what it would raise then
-
-    def evaluate(step: int, state: TrainState) -> None:
-        for i, rate in enumerate(rates):
-            record = scorer.score(
-                scoring,
-                spec,
-                draw,
-                state.params if rate is None else state.ema[rate],
-                step=step,
-                weights="raw" if rate is None else f"ema_{rate}",
-                class_names=class_names,
-                recipe=build.recipe(config),
-                reference=reference,
-                workdir=workdir,
-            )
-            numbers = scorer.numbers_of(record)
-            if i == 0:
-                add_score(step, next(iter(numbers.values())))
-            recorder.scalars(step, numbers)
-            scorer.print_record(record)
-
-    def act(step: int, state: TrainState) -> None:
-        try:
-            evaluate(step, state)
-        except signals.Stopped:  # the loop asks next, saves and stops; a resumed run goes on with this evaluation
-            pass
-        except (OSError, ValueError, RuntimeError) as error:
-            of_the_training = isinstance(error, SaveError | jax.errors.JaxRuntimeError)
-            if of_the_training or jax.process_count() > 1:  # others would wait for this process
-                raise
-            log.error(
-                "the evaluation of step %d failed, the training goes on: %s. Once that is mended: python -m "
-                "fooddiff.eval run --workdir=%s --step=%d ...",
-                step, error, workdir, step,
-            )  # fmt: skip
-
-    return [Periodic(config.eval.every_steps, act)]
-
-
-def _draw_grids(
-    config: ConfigDict,
-    draw: Draw,
-    plain_draw: Draw | None,
-    dataset: Dataset,
-    workdir: Path,
-    recorder: Recorder | NoRecorder,
-    step: int,
-    state: TrainState,
-) -> None:
-    """Writes samples/step_<step>_<name>.png where it is missing: of the raw weights and of the first average.
-
-    Where config.sample guides, the average draws a second grid without guidance, <weights>_unguided. The mean colours
-    of every grid are compared with those of training images of its classes.
-    """
-    names = tuple(config.sample.classes) or dataset.class_names[:12]
-    classes = class_ids(dataset.class_names, names)
-    ids = sample_ids(classes, config.sample.per_class)
-    key = jax.random.key(GRID_SEED)
-    averages = {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
-    grids = [(name, draw, params) for name, params in ({"raw": state.params} | averages).items()]
-    if plain_draw is not None:
-        grids += [(f"{name}_unguided", plain_draw, params) for name, params in averages.items()]
-    for name, compiled, params in grids:
-        path = workdir / "samples" / f"step_{step:07d}_{name}.png"
-        if processes.first_says(path.exists()):
-            continue
-        images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
-        if processes.is_first():
-            grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, png_bytes(grid))
-            recorder.picture(step, f"samples/{name}", path)
-            _watch_colours(step, name, images, dataset, classes)
-
-
-def _watch_colours(step: int, name: str, images: np.ndarray, dataset: Dataset, classes: list[int]) -> None:
-    """Warns if the spread of the mean colour of samples is far off that of the data, if that has these classes."""
-    real = np.flatnonzero(np.isin(dataset.labels, classes))
-    if len(real) < 2 or len(images) < 2:
-        return
-    real = real[:: -(-len(real) // MAX_REAL_IMAGES)]
-    ratio = float((colour_spread(images) / colour_spread(dataset.images[real])).mean())
-    if is_suspicious(ratio):
-        log.warning(
-            "step %d, %s: the mean colours of samples spread %.2f times as much as those of real images; "
-            "expected about 1 once a model draws its classes",
-            step, name, ratio,
-        )  # fmt: skip

@@ -1,7 +1,7 @@
 """Checkpoints to single files that other programs read."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def export(workdir: Path, *, step: int | None, weights: str, out: Path, half: bo
     Args:
         workdir: a run's directory.
         step: which checkpoint; None takes the newest.
-        weights: "raw", "ema" or "ema_<rate>".
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         out: the file to write; its suffix gives the format.
         half: store a `.safetensors` file as float16.
 
@@ -38,18 +38,24 @@ def export(workdir: Path, *, step: int | None, weights: str, out: Path, half: bo
         FileExistsError: there already is a file of that name.
         ValueError: another suffix, no such weights, or a `.pt` file of a model that OpenAI's code does not know.
     """
-    writers = {".safetensors": partial(_write_safetensors, half=half), ".pt": _write_openai}
-    if out.suffix not in writers:
-        raise ValueError(f"--out is {out}, expected a name that ends in {' or '.join(writers)}")
-    if out.exists():
-        raise FileExistsError(f"{out} already exists and is left as it is: give another --out")
-    trained = load_trained(workdir, step=step, weights=weights, mesh=parallel.make_mesh())
+    writers = {".safetensors": partial(write_safetensors, half=half), ".pt": _write_openai}
+    check_new(out, writers)
+    trained = load_trained(workdir, step=step, weights=weights, mesh=parallel.make_mesh(), task=None)
     params = {name: np.asarray(value) for name, value in trained.params.items()}
     writers[out.suffix](out, params, trained)
     log.info("wrote %s: step %d, weights %s, %d tensors", out, trained.step, trained.weights, len(params))
 
 
-def _write_safetensors(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel, *, half: bool) -> None:
+def check_new(out: Path, suffixes: Iterable[str]) -> None:
+    """Raises unless `out` is a new file with one of the suffixes."""
+    if out.suffix not in suffixes:
+        raise ValueError(f"--out is {out}, expected a name that ends in {' or '.join(suffixes)}")
+    if out.exists():
+        raise FileExistsError(f"{out} already exists and is left as it is: give another --out")
+
+
+def write_safetensors(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel, *, half: bool) -> None:
+    """Writes weights of a model with what describes it; see `export`."""
     about = {
         "config": to_json(trained.config),
         "class_names": trained.class_names,

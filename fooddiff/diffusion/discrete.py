@@ -109,6 +109,15 @@ def level_at(process: GaussianDiffusion, t: Timestep) -> Level:
     return level._replace(index=t, log_var_range=(process.posterior_log_var[t], process.log_beta[t]))
 
 
+def network_time_at(process: GaussianDiffusion, log_snr: Float[Array, " n"]) -> Float[Array, " n"]:
+    """What a network of this process is fed at any log SNR: linear between its timesteps, the nearest one beyond them.
+
+    So a network of one process can be asked about the images of another.
+    """
+    ascending = process.log_snr[::-1]
+    return jnp.interp(jnp.clip(log_snr, ascending[0], ascending[-1]), ascending, process.model_timesteps[::-1])
+
+
 def transition_at(process: GaussianDiffusion, t: Timestep) -> Transition:
     """Looks up the steps from timestep t to t - 1, i32 of any shape."""
     return Transition(

@@ -1,11 +1,20 @@
-"""Guidance: denoisers made of denoisers."""
+"""Guidance: denoisers made of denoisers, and the pull of a classifier."""
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from fooddiff.arrays import Array, Cond, Image
+from fooddiff.arrays import Array, Cond, Image, PerExample
 from fooddiff.diffusion.denoiser import Denoiser, Prediction
-from fooddiff.diffusion.level import Level, eps_from_x0
+from fooddiff.diffusion.level import Level, eps_from_x0, per_image, x0_from_eps
+
+LogProb: TypeAlias = Callable[[Image, Level, Cond], PerExample]
+"""(x_t, level, cond) -> log p(y | x_t) of a classifier of noisy images, at the labels of cond."""
+
+Gradient: TypeAlias = Callable[[Image, Level, Cond], Image]
+"""(x_t, level, cond) -> what to add to the score of x_t."""
 
 
 def unconditional(denoise: Denoiser, null_label: int) -> Denoiser:
@@ -54,3 +63,39 @@ def guided(
         return jax.lax.cond((low <= log_snr) & (log_snr <= high), extrapolate, denoise, x_t, level, cond)
 
     return extrapolate if interval is None else within_interval
+
+
+def classifier_gradient(log_prob: LogProb, scale: float) -> Gradient:
+    """The gradient of log p(y | x_t) in x_t, times a scale (Dhariwal, Nichol 2021, arXiv 2105.05233, section 4).
+
+    The ancestral sampler moves its mean by it (their algorithm 1); all others are given a denoiser whose score has
+    it, `classifier_guided`.
+    """
+
+    def gradient(x_t: Image, level: Level, cond: Cond) -> Image:
+        return scale * jax.grad(lambda x: log_prob(x, level, cond).sum())(x_t)
+
+    return gradient
+
+
+def without_last(gradient: Gradient) -> Gradient:
+    """No pull at the last timestep of a discrete process, where the posterior's own variance is zero."""
+
+    def unless_last(x_t: Image, level: Level, cond: Cond) -> Image:
+        return per_image((level.index != 0).astype(jnp.float32)) * gradient(x_t, level, cond)
+
+    return unless_last
+
+
+def classifier_guided(denoise: Denoiser, gradient: Gradient) -> Denoiser:
+    """Adds a gradient to the score of a denoiser: eps - sigma gradient (Dhariwal, Nichol 2021, algorithm 2).
+
+    As in the reference it works on a denoiser that is clipped already, and what comes of it is not clipped again.
+    """
+
+    def pulled(x_t: Image, level: Level, cond: Cond) -> Prediction:
+        prediction = denoise(x_t, level, cond)
+        eps = prediction.eps - per_image(level.sigma) * gradient(x_t, level, cond)
+        return prediction._replace(x_0=x0_from_eps(level, eps, x_t), eps=eps)
+
+    return pulled

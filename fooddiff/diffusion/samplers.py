@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fooddiff.arrays import Array, Cond, Float, Image, Int
 from fooddiff.diffusion.denoiser import Denoiser, Prediction
+from fooddiff.diffusion.guidance import Gradient
 from fooddiff.diffusion.level import Level, Transition, add_noise, for_batch, per_image, q_posterior
 
 
@@ -48,20 +49,32 @@ def descend(step: Step, steps: Transition, descent: Descent) -> Descent:
     return jax.lax.scan(body, descent, steps)[0]
 
 
-def ancestral(denoise: Denoiser, steps: Transition, descent: Descent, noise: Noise, cond: Cond) -> Descent:
-    """Draws x_next ~ p(x_next | x_t) at every step (DDPM algorithm 2); the last step returns the mean."""
+def ancestral(
+    denoise: Denoiser, steps: Transition, descent: Descent, noise: Noise, cond: Cond, *,
+    gradient: Gradient | None = None,
+) -> Descent:  # fmt: skip
+    """Draws x_next ~ p(x_next | x_t) at every step (DDPM algorithm 2); the last step returns the mean.
+
+    With the gradient of a classifier, every mean is moved by the variance times it (Dhariwal, Nichol 2021, arXiv
+    2105.05233, algorithm 1).
+    """
 
     def step(at, here):
         prediction = denoise(at.x_t, here.level, cond)
-        return ancestral_step(prediction, at.x_t, here, noise(here.remaining[0])), prediction.x_0
+        pull = None if gradient is None else gradient(at.x_t, here.level, cond)
+        return ancestral_step(prediction, at.x_t, here, noise(here.remaining[0]), pull=pull), prediction.x_0
 
     return descend(step, steps, descent)
 
 
-def ancestral_step(prediction: Prediction, x_t: Image, here: Transition, noise: Image) -> Image:
+def ancestral_step(
+    prediction: Prediction, x_t: Image, here: Transition, noise: Image, *, pull: Image | None = None
+) -> Image:
     """Draws from the posterior at the predicted x_0, with the model's variance or, without one, the posterior's."""
     mean, log_var = q_posterior(here, prediction.x_0, x_t)
     log_var = log_var if prediction.log_var is None else prediction.log_var
+    if pull is not None:
+        mean = mean + jnp.exp(log_var) * pull
     return mean + _unless_last(here) * jnp.exp(0.5 * log_var) * noise
 
 

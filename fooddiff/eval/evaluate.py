@@ -228,12 +228,7 @@ def _describe(images: ImageSet | Path) -> dict:
             "provenance": provenance,
         }
         return {"name": images.stem, "identity": identity, "n": stats.n, "n_per_class": None}
-    return {
-        "name": images.name,
-        "identity": images.identity,
-        "n": len(images.pixels),
-        "n_per_class": images.class_counts(),
-    }
+    return images.describe()
 
 
 def _how(extractor: Extractor) -> dict:

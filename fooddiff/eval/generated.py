@@ -5,6 +5,8 @@ Since features are kept chunk by chunk, an evaluation that was killed draws only
 
 import hashlib
 import json
+import statistics
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +22,7 @@ class GeneratedImages:
     def __init__(self, draw: Draw, params: Params, key: Key, ids: np.ndarray, batch_size: int):
         """Keeps what the samples are a function of; see `draw_batches`."""
         self._draw, self._params, self._key, self._ids, self._batch_size = draw, params, key, ids, batch_size
+        self._seconds: list[float] = []  # of every batch that was drawn
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -28,7 +31,16 @@ class GeneratedImages:
     def __getitem__(self, rows: slice) -> Pixels:
         """Draws some samples."""
         drawn = draw_batches(self._draw, self._params, self._key, self._ids[rows], self._batch_size)
-        return np.concatenate(list(drawn))
+        batches, begun = [], time.perf_counter()
+        for batch in drawn:
+            batches.append(batch)
+            self._seconds.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+        return np.concatenate(batches)
+
+    def seconds_per_image(self) -> float | None:
+        """What drawing took, as the median over batches; None before the second one, since the first compiles."""
+        return statistics.median(self._seconds[1:]) / self._batch_size if len(self._seconds) > 1 else None
 
 
 def generated_set(

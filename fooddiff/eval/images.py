@@ -55,6 +55,15 @@ class ImageSet:
         names = [self.class_names[i] if self.class_names else str(i) for i in ids.tolist()]
         return dict(zip(names, counts.tolist(), strict=True))
 
+    def describe(self) -> dict:
+        """What a record says of the set, JSON-able."""
+        return {
+            "name": self.name,
+            "identity": self.identity,
+            "n": len(self.pixels),
+            "n_per_class": self.class_counts(),
+        }
+
 
 class FolderImages:
     """Image files that are decoded on access, in threads."""

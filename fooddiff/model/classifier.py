@@ -17,6 +17,7 @@ from fooddiff.model.unet import (
     make_encoder,
     make_levels,
     run_stage,
+    space_to_depth,
     split_heads,
     timestep_embedding,
 )
@@ -80,6 +81,7 @@ class Classifier(nnx.Module):
         attention_resolutions: tuple[int, ...],
         rngs: nnx.Rngs,
         in_channels: int = 3,
+        patch_size: int = 1,
         pool: str = "attention",
         num_heads: int = 1,
         head_channels: int | None = 64,
@@ -95,14 +97,16 @@ class Classifier(nnx.Module):
         """Builds the network, whose first convolution is as wide as the first level.
 
         Args:
-            image_size: height and width in pixels, divisible by 2^(levels - 1).
+            image_size: height and width in pixels, divisible by patch_size 2^(levels - 1).
             num_classes: how many logits there are.
             model_channels: width of a level with channel_mult 1.
             channel_mult: width of each level as a multiple of model_channels.
             num_res_blocks: residual blocks per level.
-            attention_resolutions: sizes in pixels of the feature maps that get attention, for instance (32, 16, 8).
+            attention_resolutions: sizes of the feature maps that get attention, for instance (32, 16, 8).
             rngs: where initial parameters are drawn from.
             in_channels: channels of the image.
+            patch_size: height and width in pixels of what becomes one position of the first convolution; 1 is ADM's
+                own, more of it costs less.
             pool: "attention", or "adaptive": the mean over all positions.
             num_heads: attention heads, where head_channels does not say it.
             head_channels: channels of every attention head; None leaves it to num_heads, but not in the attention pool.
@@ -123,10 +127,12 @@ class Classifier(nnx.Module):
         )
         if pool not in POOLS:
             raise ValueError(f"pool is {pool!r}, expected {' or '.join(map(repr, POOLS))}")
+        if patch_size < 1 or image_size % patch_size:
+            raise ValueError(f"image_size {image_size} is not a multiple of the patch_size {patch_size}")
         if pool == "attention" and head_channels is None:
             raise ValueError("the attention pool needs head_channels, which is None")
         levels = make_levels(
-            image_size=image_size, model_channels=model_channels, channel_mult=channel_mult,
+            image_size=image_size // patch_size, model_channels=model_channels, channel_mult=channel_mult,
             attention_resolutions=attention_resolutions,
         )  # fmt: skip
         embed_dim = 4 * model_channels
@@ -139,17 +145,18 @@ class Classifier(nnx.Module):
         self.time_in = linear(model_channels, embed_dim, rngs=rngs)
         self.time_out = linear(embed_dim, embed_dim, rngs=rngs)
         down, self.middle, channels = make_encoder(
-            blocks, levels, in_channels=in_channels, stem_channels=levels[0].channels,
+            blocks, levels, in_channels=in_channels * patch_size**2, stem_channels=levels[0].channels,
             num_res_blocks=num_res_blocks, num_heads=num_heads,
         )  # fmt: skip
         self.down = nnx.List(down)
         self.norm_out = GroupNorm(channels[-1], norm_groups)
         if pool == "attention":
-            size = image_size >> (len(levels) - 1)
+            size = image_size // patch_size >> (len(levels) - 1)
             self.pool = AttentionPool(channels[-1], num_classes, size=size, head_channels=head_channels, rngs=rngs)
         else:
             self.pool = MeanPool(channels[-1], num_classes, rngs=rngs)
         self.model_channels = model_channels
+        self.patch_size = patch_size
         self.dtype = dtype
         self.remat = remat
 
@@ -171,7 +178,7 @@ class Classifier(nnx.Module):
         """
         embedding = self.time_out(jax.nn.silu(self.time_in(timestep_embedding(t, self.model_channels))))
         run = partial(run_stage, embedding=embedding, dropout_key=dropout_key, remat=self.remat)
-        h = x_t.astype(self.dtype)
+        h = space_to_depth(x_t, self.patch_size).astype(self.dtype)
         for i, stage in enumerate([*self.down, self.middle]):
             h = run(stage, i, h)
         return self.pool(self.norm_out(h.astype(jnp.float32), silu=True))

@@ -35,6 +35,13 @@ def timestep_embedding(t: Float[Array, " n"], dim: int, *, max_period: float = 1
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def space_to_depth(x: Image, size: int) -> Image:
+    """[n, h, w, c] to [n, h/size, w/size, size size c]: every patch becomes the channels of one position."""
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // size, size, w // size, size, c)
+    return jnp.swapaxes(x, 2, 3).reshape(n, h // size, w // size, size * size * c)
+
+
 def conv(
     in_channels: int, out_channels: int, size: int,
     *, dtype, rngs: nnx.Rngs, stride: int = 1, padding: tuple[int, int] | None = None, bias: bool = True,
@@ -60,10 +67,15 @@ def zero_conv(in_channels: int, out_channels: int, size: int, *, dtype, rngs: nn
     )  # fmt: skip
 
 
-def linear(in_features: int, out_features: int, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32) -> nnx.Linear:
+def linear(
+    in_features: int, out_features: int,
+    *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, dot_general: Callable = jax.lax.dot_general,
+) -> nnx.Linear:  # fmt: skip
     """A linear layer with the initial distribution of torch.nn.Linear."""
     init = _uniform(1 / math.sqrt(in_features))
-    return nnx.Linear(in_features, out_features, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        in_features, out_features, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs, dot_general=dot_general
+    )
 
 
 def _uniform(bound: float) -> Callable:

@@ -16,9 +16,11 @@ from fooddiff.model.unet import (
     check_counts,
     conv,
     linear,
+    space_to_depth,
     timestep_embedding,
     zero_conv,
 )
+from fooddiff.xla import dot_general
 
 TIME_FEATURES = 128
 MAX_PERIOD = 1000.0  # of the sinusoids, in units of log SNR and radians
@@ -32,10 +34,10 @@ class TransformerBlock(nnx.Module):
         """Builds the block; `width` must be a multiple of `num_heads`."""
         zeros = nnx.initializers.zeros
         self.modulation = nnx.Linear(embed_dim, 6 * width, kernel_init=zeros, bias_init=zeros, rngs=rngs)
-        self.qkv = linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.out = linear(width, width, dtype=dtype, rngs=rngs)
-        self.mlp_in = linear(width, mlp_ratio * width, dtype=dtype, rngs=rngs)
-        self.mlp_out = linear(mlp_ratio * width, width, dtype=dtype, rngs=rngs)
+        self.qkv = linear(width, 3 * width, dtype=dtype, rngs=rngs, dot_general=dot_general)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs, dot_general=dot_general)
+        self.mlp_in = linear(width, mlp_ratio * width, dtype=dtype, rngs=rngs, dot_general=dot_general)
+        self.mlp_out = linear(mlp_ratio * width, width, dtype=dtype, rngs=rngs, dot_general=dot_general)
         self.num_heads = num_heads
 
     def __call__(self, x: Float[Array, "n p w"], embedding: Float[Array, "n e"]) -> Float[Array, "n p w"]:
@@ -44,8 +46,8 @@ class TransformerBlock(nnx.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(modulation, 6, axis=-1)
         n, positions, width = x.shape
         h = layer_norm(x) * (1 + scale) + shift
-        qkv = self.qkv(h).reshape(n, positions, 3, self.num_heads, width // self.num_heads)
-        q, k, v = jnp.moveaxis(qkv, 2, 0)
+        qkv = self.qkv(h).reshape(n, positions, 3 * self.num_heads, width // self.num_heads)
+        q, k, v = jnp.split(qkv, 3, axis=2)
         h = attention(unit_rms(q), unit_rms(k), v).reshape(n, positions, width)
         x = x + gate * self.out(h)
         h = layer_norm(x) * (1 + mlp_scale) + mlp_shift
@@ -169,13 +171,6 @@ class UViT(nnx.Module):
         for block in self.up:
             h = block(h, embedding, None)
         return depth_to_space(self.conv_out(self.norm_out(h.astype(jnp.float32), silu=True)), self.patch_size)
-
-
-def space_to_depth(x: Image, size: int) -> Image:
-    """[n, h, w, c] to [n, h/size, w/size, size size c]: every patch becomes the channels of one position."""
-    n, h, w, c = x.shape
-    x = x.reshape(n, h // size, size, w // size, size, c)
-    return jnp.swapaxes(x, 2, 3).reshape(n, h // size, w // size, size * size * c)
 
 
 def depth_to_space(x: Image, size: int) -> Image:

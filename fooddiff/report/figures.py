@@ -100,14 +100,13 @@ def loss(runs: Sequence[Run], *, scale: str) -> Drawing | None:
     return _figure(f"loss_{scale}", draw, "training loss", scale, f"Training loss over steps: {'; '.join(last)}.")
 
 
-def quarter(runs: Sequence[Run], number: int, *, scale: str) -> Drawing | None:
-    """The training loss of the timesteps in one quarter of t, 1 (least noise) to 4; None if no run has one."""
+def curve(runs: Sequence[Run], column: str, label: str, *, name: str, scale: str) -> Drawing | None:
+    """A number of metrics.jsonl over steps; None if no run has it."""
 
     def draw(axes: Axes) -> bool:
-        return _curves(axes, runs, f"train/loss_q{number}")
+        return _curves(axes, runs, column)
 
-    label = f"loss, quarter {number} of t"
-    return _figure(f"loss_q{number}_{scale}", draw, label, scale, f"Training {label}, over steps.")
+    return _figure(f"{name}_{scale}", draw, label, scale, f"{label[0].upper()}{label[1:]}, over steps.")
 
 
 def distance(

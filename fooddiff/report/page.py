@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
@@ -23,6 +24,9 @@ from fooddiff.sample.grid import read_grid
 from fooddiff.settings import flatten
 
 JPEG_QUALITY = 92
+LOSS_BY_TIMESTEP = re.compile(r"train/loss_q(\d)")
+LOSS_BY_LOG_SNR = re.compile(r"train/loss_log_snr_(.+)")
+COLOURS = re.compile(r"samples/(.+)/colour_spread_ratio")
 
 
 class Panel(NamedTuple):
@@ -46,12 +50,14 @@ class Report(NamedTuple):
 
     runs: Sequence[Run]
     loss: Panel | None
-    quarters: Sequence[Panel]
+    parts: Sequence[Panel]  # of the loss, by level of noise
+    colours: Sequence[Panel]  # how much mean colours spread, by weights
     comparisons: Sequence[Comparison]
 
     def drawings(self) -> list[Drawing]:
         """Every figure, on each scale."""
-        panels = [self.loss, *self.quarters, *(panel for c in self.comparisons for panel in c.panels.values())]
+        distances = [panel for comparison in self.comparisons for panel in comparison.panels.values()]
+        panels = [self.loss, *self.parts, *self.colours, *distances]
         return [drawing for panel in panels if panel is not None for drawing in panel]
 
 
@@ -72,11 +78,11 @@ def make_report(runs: Sequence[Run], floors: Sequence[Floor]) -> Report:
                 f"{floor.path} is about {floor.metric} ({floor.resize} resize) against a reference that is not that of "
                 f"the runs: expected one of {'; '.join(map(str, all_conditions)) or 'none, for no run was evaluated'}"
             )
-    quarters = [_panel(partial(figures.quarter, runs, number)) for number in (1, 2, 3, 4)]
     return Report(
         runs,
         _panel(partial(figures.loss, runs)),
-        [panel for panel in quarters if panel is not None],
+        _panels(runs, LOSS_BY_TIMESTEP, "loss, quarter {} of t") + _panels(runs, LOSS_BY_LOG_SNR, "loss, log SNR {}"),
+        _panels(runs, COLOURS, "colour spread ratio, {}"),
         [
             _comparison(runs, conditions, floors, f"distance_{i}")
             for i, conditions in enumerate(all_conditions, start=1)
@@ -90,7 +96,7 @@ def render(report: Report) -> str:
         loader=PackageLoader("fooddiff.report", "page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"svg": inline, "figure": _figure, "setting": _setting}
+    environment.filters |= {"svg": inline, "figure": _figure, "setting": _setting, "zip": zip}
     files = resources.files("fooddiff.report") / "page"
     return environment.get_template("report.html").render(
         report=report,
@@ -99,9 +105,28 @@ def render(report: Report) -> str:
         differing=_differing(report.runs),
         facts=[_facts(run) for run in report.runs],
         grids=_grids(report.runs),
+        one_steps=[_newest_one_step(run) for run in report.runs],
         style_sheet=(files / "report.css").read_text(encoding="utf-8"),
         script=(files / "report.js").read_text(encoding="utf-8"),
     )
+
+
+def _panels(runs: Sequence[Run], column: re.Pattern, label: str) -> list[Panel]:
+    """A panel for each recorded number whose name fits; see `_order`."""
+    names = sorted({name for run in runs for record in run.records for name in record})
+    found = sorted(filter(None, map(column.fullmatch, names)), key=lambda match: _order(match[1]))
+    panels = []
+    for match in found:
+        text, name = label.format(match[1].replace("_", " ")), match[0].removeprefix("train/").replace("/", "_")
+        panels.append(_panel(partial(figures.curve, runs, match[0], text, name=name)))
+    return [panel for panel in panels if panel is not None]
+
+
+def _order(name: str) -> tuple[int, float]:
+    """Where `below_-8`, `-8_to_-4`, `above_8`, a number or a name stand among others of their kind."""
+    side = {"below": -1, "above": 1}.get(name.split("_")[0], 0)
+    number = re.search(r"-?\d+", name)
+    return side, float(number[0]) if number else 0.0
 
 
 def _panel(draw: Any) -> Panel | None:
@@ -173,10 +198,27 @@ def _grids(runs: Sequence[Run]) -> dict[str, Any]:
     return {"pictures": pictures, "classes": list(names), "weights": kinds, "steps": steps}
 
 
+def _newest_one_step(run: Run) -> tuple[int, str] | None:
+    """The step of a run's newest picture of predictions in one step, and the picture as a data URI."""
+    if not run.one_steps:
+        return None
+    step = max(run.one_steps)
+    try:
+        with Image.open(run.one_steps[step]) as picture:
+            return step, _jpeg(picture.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{run.one_steps[step]} is not a picture: {error}; move it elsewhere") from error
+
+
 def _strip(images: np.ndarray) -> str:
-    """uint8[n, h, w, 3] side by side, as a data URI. JPEG without colour subsampling is a tenth of PNG's size."""
+    """uint8[n, h, w, 3] side by side, as a data URI."""
+    return _jpeg(Image.fromarray(np.concatenate(list(images), axis=1)))
+
+
+def _jpeg(picture: Image.Image) -> str:
+    """A picture as a data URI. JPEG without colour subsampling is a tenth of PNG's size."""
     buffer = BytesIO()
-    Image.fromarray(np.concatenate(list(images), axis=1)).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

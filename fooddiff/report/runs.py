@@ -16,6 +16,7 @@ from fooddiff.settings import flatten
 
 # what a training writes; other pictures are the user's
 GRID_NAME = re.compile(r"step_(\d+)_(raw|ema_[\d.]+(?:_unguided)?)\.png")
+ONE_STEP_NAME = re.compile(r"step_(\d+)_(?:raw|ema_[\d.]+)_one_step\.png")
 
 
 class ReportError(ValueError):
@@ -90,6 +91,7 @@ class Run:
     records: Sequence[Mapping[str, float | None]]  # of metrics.jsonl
     distances: Sequence[Distance]
     grids: Mapping[str, Mapping[int, Path]]  # by weights and step
+    one_steps: Mapping[int, Path]  # pictures of predictions in one step, by training step
 
     def curve(self, name: str) -> Curve:
         """A column of metrics.jsonl; numbers that were not finite are left out."""
@@ -128,6 +130,11 @@ def read_run(workdir: Path, name: str) -> Run:
         records=records,
         distances=sorted(distances, key=lambda d: (str(d.conditions), d.weights, d.step)),
         grids=_find_grids(workdir / "samples"),
+        one_steps={
+            int(match[1]): path
+            for path in (workdir / "samples").glob("*.png")
+            if (match := ONE_STEP_NAME.fullmatch(path.name))
+        },
     )
 
 
@@ -139,8 +146,8 @@ def read_distances(path: Path) -> list[Distance]:
     """
     record = _read_json(path)
     try:
-        if "step" not in record.get("samples", {}).get("made_by", {}):
-            return []  # bits/dim, or images that no model made
+        if "judge" in record or "step" not in record.get("samples", {}).get("made_by", {}):
+            return []  # class agreement, bits/dim, or images that no model made
         made_by, reference = record["samples"]["made_by"], record["reference"]
         return [
             Distance(
@@ -150,7 +157,7 @@ def read_distances(path: Path) -> list[Distance]:
                     resize=str(record["resize"]),
                     reference=str(reference["name"]),
                     reference_sha256=str(reference["identity"]["sha256"]),
-                    sampler=SamplerSpec(**made_by["sampling"]).name,
+                    sampler=SamplerSpec(**made_by["sampling"]).name + _guide(made_by.get("recipe", {}).get("guide")),
                 ),
                 step=int(made_by["step"]),
                 weights=str(made_by["weights"]),
@@ -164,6 +171,12 @@ def read_distances(path: Path) -> list[Distance]:
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{path} is not a record of an evaluation: {error!r}") from error
+
+
+def _guide(guide: Mapping[str, Any] | None) -> str:
+    if guide is None:
+        return ""
+    return f" by step {guide['step']} {guide['weights']} ({guide['weights_sha256'][:8]})"
 
 
 def read_floors(path: Path) -> list[Floor]:

@@ -3,7 +3,7 @@
 A checkpoint of step k is the directory `checkpoints/<k>` with the items
 
 - `params`: the raw weights;
-- `ema`: every average, by rate;
+- `ema`: every average, by name;
 - `rest`: step, optimizer, what the task carries and metrics, which only training needs;
 - `meta`: JSON with the config, the class names, the identity of the data, and the SHA-256 of every other item;
 - `metrics`: JSON with the score by which the best checkpoints are kept, once there is one.
@@ -297,13 +297,13 @@ class Checkpoints:
         if bad := [name for name, item in items.items() if not _is_finite(item)]:
             raise DamagedError(f"the checkpoint of step {step} in {self.directory} is not finite: {', '.join(bad)}")
 
-    def restore_weights(self, step: int, like: Params, ema_rate: str | None) -> Params:
+    def restore_weights(self, step: int, like: Params, average: str | None) -> Params:
         """Restores the weights alone.
 
         Args:
             step: one of `steps()`.
             like: shapes, dtypes and shardings of the parameters.
-            ema_rate: which average, or None for the raw weights.
+            average: which one, or None for the raw weights.
 
         Returns:
             The parameters.
@@ -314,15 +314,15 @@ class Checkpoints:
         """
         _, hashes = self._meta_and_hashes(step)
         self._check_fit(step, "params", like)
-        if ema_rate is None:
+        if average is None:
             params = self._read(step, params=ocp.args.StandardRestore(like)).params
             self._compare(step, hashes, {"params": params})
             return params
         item = ocp.args.PyTreeRestore(
-            {ema_rate: like}, restore_args=_restore_args({ema_rate: like}), partial_restore=True
+            {average: like}, restore_args=_restore_args({average: like}), partial_restore=True
         )
-        params = self._read(step, ema=item).ema[ema_rate]
-        self._compare(step, hashes, {f"ema/{ema_rate}": params})
+        params = self._read(step, ema=item).ema[average]
+        self._compare(step, hashes, {f"ema/{average}": params})
         return params
 
     def meta(self, step: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From a run's directory, or a file of weights, to a model: its config, its classes and its parameters."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,43 +9,50 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fooddiff import parallel
-from fooddiff.build import DiffusionModel, check_ema_rates, make_diffusion_model
+from fooddiff import parallel, processes
+from fooddiff.arrays import Params
+from fooddiff.build import DiffusionModel, check_ema_rates, make_model, power_lengths, recipe, task_of
 from fooddiff.data.sources.source import checked_class_names
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints, choose_step
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.runs.workdir import WorkdirError
+from fooddiff.train.averages import power_name
+
+log = logging.getLogger(__name__)
 
 
 class TrainedModel(NamedTuple):
     """A checkpoint's weights with everything that is needed to use them."""
 
     config: ConfigDict
-    model: DiffusionModel
+    model: Any  # of the config's task: a `build.DiffusionModel`, ...
     class_names: tuple[str, ...]
     params: Mapping[str, jax.Array]
     step: int
-    weights: str  # "raw" or "ema_<rate>"
+    weights: str  # "raw", "ema_<rate>" or "power_<length>"
     meta: Mapping[str, Any]
 
 
-def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
+def load_trained(
+    workdir: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh, task: str | None = "diffusion"
+) -> TrainedModel:
     """Loads a model from a checkpoint or from a file of weights; its config comes from there, too.
 
     Args:
         workdir: a run's directory, or a file of `python -m fooddiff.convert export`, which has one step and one set of
             weights.
         step: which checkpoint; None takes the newest.
-        weights: "raw", "ema" for the first rate of config.ema.rates, or "ema_<rate>".
+        weights: "raw", "ema" for the first rate of config.ema.rates, "ema_<rate>" or "power_<length>".
         mesh: devices to put the weights on, replicated.
+        task: what the model must have been trained for, as config.task names it; None takes any.
 
     Raises:
         FileNotFoundError: no such workdir or checkpoint.
-        WorkdirError: no such average.
+        WorkdirError: no such average, or a model of another task.
     """
     if workdir.is_file():
-        return _load_file(workdir, step, weights, mesh)
+        return _load_file(workdir, step, weights, mesh, task)
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"no run in {workdir}: expected a directory that run_train.py has written, or a .safetensors file"
@@ -53,18 +61,19 @@ def load_trained(workdir: Path, *, step: int | None, weights: str, mesh: jax.sha
         step = choose_step(checkpoints, step)
         meta = checkpoints.meta(step)
         config, class_names, model = described(meta, workdir / "checkpoints" / str(step))
-        rate = ema_rate(weights, [str(rate) for rate in config.ema.rates])
+        check_task(config, task, workdir)
+        name, average = stored_weights(weights, config.ema)
         replicated = parallel.replicated(mesh)
         params = checkpoints.restore_weights(
-            step, parallel.with_sharding(abstract_params(model.network), replicated), rate
+            step, parallel.with_sharding(abstract_params(model.network), replicated), average
         )
-    name = "raw" if rate is None else f"ema_{rate}"
     return TrainedModel(config, model, class_names, params, step, name, meta)
 
 
-def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
+def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Mesh, task: str | None) -> TrainedModel:
     about, params = read_weights(file)
     config, class_names, model = described(about, file)
+    check_task(config, task, file)
     if step not in (None, about["step"]) or weights not in ("ema", about["weights"]):
         raise WorkdirError(
             f"{file} holds the weights {about['weights']} of step {about['step']}: expected these, got step {step} and "
@@ -78,7 +87,77 @@ def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Me
     return TrainedModel(config, model, class_names, params, about["step"], about["weights"], about)
 
 
-def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[str, ...], DiffusionModel]:
+def check_task(config: ConfigDict, task: str | None, where: Path) -> None:
+    """Raises WorkdirError unless a config trains a task; None accepts any."""
+    if task not in (None, found := task_of(config)):
+        raise WorkdirError(f"{where} holds a model of the task {found!r}, where one of the task {task!r} is needed")
+
+
+class Guide(NamedTuple):
+    """A model that another one moves away from (autoguidance, Karras et al. 2024, arXiv 2406.02507)."""
+
+    model: DiffusionModel
+    params: Params
+    identity: Mapping[str, Any]  # for records
+
+
+def make_guide(guide: TrainedModel, guided: TrainedModel) -> Guide:
+    """Makes a model the guide of another one. Their networks and what these predict may differ.
+
+    Raises:
+        WorkdirError: they differ in the images that they draw, their classes or the process.
+    """
+    for what, of in (
+        ("classes", lambda trained: trained.model.num_classes and trained.class_names),
+        ("image size", lambda trained: trained.config.data.image_size),
+        ("process", _process),
+    ):
+        if of(guide) != of(guided):
+            raise WorkdirError(
+                f"the guide does not fit this model. Its {what}: {_short(of(guide))}; this model's: "
+                f"{_short(of(guided))}"
+            )
+    identity = {
+        "weights_sha256": processes.sha256_of(guide.params),
+        "recipe": recipe(guide.config),
+        "step": guide.step,
+        "weights": guide.weights,
+    }
+    return Guide(guide.model, guide.params, identity)
+
+
+def load_guide(
+    path: Path | None, *, step: int | None, guided: TrainedModel, mesh: jax.sharding.Mesh
+) -> Guide | None:  # fmt: skip
+    """Loads the averaged weights of another model as the guide of one; none if there is no path.
+
+    Raises:
+        WorkdirError: see `make_guide`; or a step is given and no path.
+    """
+    if path is None:
+        if step is not None:
+            raise WorkdirError(f"--guide_step is {step}, but no --guide is given")
+        return None
+    guide = load_trained(path, step=step, weights="ema", mesh=mesh)
+    log.info("guided by step %d of %s, weights %s", guide.step, path, guide.weights)
+    return make_guide(guide, guided)
+
+
+def _process(trained: TrainedModel) -> dict[str, Any]:
+    of_the_network = ("prediction", "variance")
+    return {"time": "discrete"} | {
+        name: value for name, value in recipe(trained.config)["diffusion"].items() if name not in of_the_network
+    }
+
+
+def _short(value: Any) -> str:
+    """Settings as they are; of many class names the first."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    return f"{len(value)} ({', '.join(value[:3])}, ...)" if isinstance(value, tuple) else str(value)
+
+
+def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[str, ...], Any]:
     """Builds the model that a checkpoint's meta describes. The meta may come from anybody.
 
     Args:
@@ -94,7 +173,8 @@ def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[s
     try:
         config, class_names = ConfigDict(meta["config"]), checked_class_names(meta["class_names"], where)
         check_ema_rates(config.ema.rates)
-        model = make_diffusion_model(config)
+        power_lengths(config.ema)
+        model = make_model(config)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{where} does not describe a model: {error}") from error
     if model.num_classes not in (None, len(class_names)):
@@ -102,21 +182,25 @@ def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[s
     return config, class_names, model
 
 
-def ema_rate(weights: str, rates: Sequence[str]) -> str | None:
-    """Translates the name of weights, "raw", "ema" or "ema_<rate>", to a rate; None means the raw weights.
+def stored_weights(weights: str, ema: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Finds weights among those of a checkpoint.
+
+    Args:
+        weights: "raw", "ema" for the first rate, "ema_<rate>" or "power_<length>".
+        ema: config.ema.
+
+    Returns:
+        Their whole name, and the average's name in the state; None means the raw weights.
 
     Raises:
-        WorkdirError: there is no such average.
+        WorkdirError: there are no such weights.
     """
-    if weights == "raw":
-        return None
-    if weights == "ema" and rates:
-        return rates[0]
-    if weights.removeprefix("ema_") in rates:
-        return weights.removeprefix("ema_")
-    raise WorkdirError(
-        f"no weights {weights!r} in the checkpoint: expected {', '.join(['raw', *(f'ema_{rate}' for rate in rates)])}"
-    )
+    known = {"raw": None} | {f"ema_{rate}": str(rate) for rate in ema["rates"]}
+    known |= {power_name(length): power_name(length) for length in power_lengths(ema)}
+    name = f"ema_{ema['rates'][0]}" if weights == "ema" and ema["rates"] else weights
+    if name not in known:
+        raise WorkdirError(f"no weights {weights!r} in the checkpoint: expected {', '.join(known)}")
+    return name, known[name]
 
 
 def class_ids(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:

@@ -74,6 +74,11 @@ def write_identity(workdir: Path, config: ConfigDict) -> None:
     write_json(workdir / "versions.json", versions())
 
 
+def outputs(model: Path) -> Path:
+    """Where what a model draws and scores goes: its workdir or, beside a file of weights, a directory of its name."""
+    return model.with_suffix("") if model.is_file() else model
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """Reads a config.json.
 

@@ -11,20 +11,21 @@ import numpy as np
 from fooddiff import parallel
 from fooddiff.arrays import Array, Cond, Float, Image, Int, Key, Params, Pixels
 from fooddiff.codec import Codec
-from fooddiff.diffusion.denoiser import Denoiser
 from fooddiff.diffusion.level import Transition
-from fooddiff.diffusion.samplers import Descent, Noise, Sampler, begin
+from fooddiff.diffusion.samplers import Descent, Noise, begin
 from fooddiff.keys import sample_noise, stream
 from fooddiff.xla import jit
 
 Draw: TypeAlias = Callable[[Params, Key, Int[Array, "n 2"]], Pixels]
 """The compiled sampler: (params, key, ids) -> uint8[n, h, w, 3]."""
 
+Run: TypeAlias = Callable[[Transition, Descent, Noise, Cond], Descent]
+"""A sampler that has its denoiser."""
+
 
 def make_draw(
-    sampler: Sampler,
+    sampler: Callable[[Params], Run],
     steps: Transition,
-    denoiser: Callable[[Params], Denoiser],
     codec: Codec,
     *,
     conditional: bool,
@@ -33,9 +34,8 @@ def make_draw(
     """Compiles noise to pixels as one program, spread over the devices of a mesh.
 
     Args:
-        sampler: the sampler.
+        sampler: parameters -> the sampler of a denoiser that has them, with its guidance.
         steps: the steps it takes.
-        denoiser: parameters -> the denoiser, with its guidance.
         codec: between what is diffused and pixels.
         conditional: whether the denoiser is to know the class.
         mesh: devices, with an axis "data".
@@ -51,8 +51,7 @@ def make_draw(
     def draw(params, key, ids):
         ids = jax.lax.with_sharding_constraint(ids, batch)
         descent = begin(_first_noise(key, ids, codec))
-        descent = sampler(denoiser(params), steps, descent, _step_noise(key, ids, codec), _cond(ids, conditional))
-        return codec.decode(descent.x_t)
+        return codec.decode(sampler(params)(steps, descent, _step_noise(key, ids, codec), _cond(ids, conditional)).x_t)
 
     return draw
 
@@ -70,8 +69,7 @@ class Stepper(NamedTuple):
 
 
 def make_stepper(
-    sampler: Sampler,
-    denoiser: Callable[[Params, Float[Array, ""]], Denoiser],
+    sampler: Callable[[Params, Float[Array, ""]], Run],
     codec: Codec,
     *,
     conditional: bool,
@@ -80,8 +78,7 @@ def make_stepper(
     """Compiles a sampler to be run in parts.
 
     Args:
-        sampler: the sampler.
-        denoiser: (parameters, scale of guidance) -> the denoiser, with its guidance.
+        sampler: (parameters, scale of guidance) -> the sampler of a denoiser that has them.
         codec: between what is diffused and pixels.
         conditional: whether the denoiser is to know the class.
         mesh: devices, with an axis "data", that divide the examples.
@@ -96,7 +93,7 @@ def make_stepper(
     def advance(params, key, ids, descent, steps, scale):
         ids = jax.lax.with_sharding_constraint(ids, batch)
         noise, cond = _step_noise(key, ids, codec), _cond(ids, conditional)
-        return sampler(denoiser(params, scale), steps, descent, noise, cond)
+        return sampler(params, scale)(steps, descent, noise, cond)
 
     return Stepper(first, advance, jit(codec.decode, out_shardings=parallel.replicated(mesh)))
 

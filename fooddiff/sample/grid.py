@@ -93,6 +93,15 @@ def png_bytes(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def is_grid(path: Path) -> bool:
+    """Whether a file is there and `read_grid` reads it."""
+    try:
+        read_grid(path)
+    except ValueError:
+        return False
+    return True
+
+
 def read_grid(path: Path) -> Grid:
     """Takes the samples out of a grid's PNG file, each pixel as it was.
 

@@ -12,9 +12,10 @@ class SamplerSpec:
     steps: int | None = None  # levels along the way; None takes every timestep of a discrete process
     spacing: str = "time"  # of these levels: evenly in time or in log_snr, or karras
     eta: float = 0.0  # stochasticity, from 0 to 1: of ddim the noise, of heun the churn
-    guidance: float = 1.0  # scale of classifier-free guidance; 1 is off and costs nothing
+    guidance: float = 1.0  # scale of guidance, classifier-free or by a guide; 1 is off and costs nothing
     interval: tuple[float, ...] | None = None  # log SNRs (low, high) between which to guide; None: everywhere
     rescale: float = 0.0  # share of the guided x_0's deviation that is brought back, from 0 to 1
+    classifier_scale: float = 0.0  # of the gradient of a classifier; 0 is none
 
     @property
     def name(self) -> str:
@@ -27,8 +28,11 @@ class SamplerSpec:
         return "_".join([f"{self.sampler}-{'all' if self.steps is None else self.steps}", *changed])
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON types."""
-        return asdict(self)
+        """The settings as JSON types; without a classifier as they were before there was one, for names hold it."""
+        settings = asdict(self)
+        if not self.classifier_scale:
+            del settings["classifier_scale"]
+        return settings
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Runs in the peer's environment, never in ours: prepares what its argument says, then works once at every line.
 
-It prints the seconds of each piece of work. Of improved-diffusion it needs neither `mpi4py` nor an installation.
+It prints the seconds of each piece of work. The peer of a UNet is improved-diffusion, which needs neither `mpi4py` nor
+an installation; that of a U-ViT is `uvit.py`.
 """
 
 import json
@@ -29,6 +30,39 @@ def train(settings):
         optimizer.step()
         for rate, average in averages.items():
             update_ema(average, params, rate=rate)
+
+    return step
+
+
+def train_uvit(settings):
+    """One step of the cheap recipe with the same network in PyTorch: x_0, min(SNR + 1, 5), AdamW, averages."""
+    from uvit import UViT
+
+    model = UViT(**settings["model"]).to(memory_format=torch.channels_last)
+    params = list(model.parameters())
+    if (count := sum(param.numel() for param in params)) != settings["parameters"]:
+        raise ValueError(f"the peer has {count} parameters, ours {settings['parameters']}")
+    averages = [[param.detach().clone() for param in params] for _ in range(settings["averages"])]
+    optimizer = torch.optim.AdamW(params, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
+    n, size = settings["batch_size"], settings["model"]["image_size"]
+    pixels = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8)
+    labels = torch.randint(0, settings["model"]["num_classes"], (n,))
+
+    def step():
+        x_0 = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # of NHWC, so channels last
+        y = torch.where(torch.rand(n) < 0.1, settings["model"]["num_classes"], labels)
+        time = (torch.arange(n) + torch.rand(n)) / n * 0.998 + 0.001
+        log_snr = -2 * torch.log(torch.tan(torch.pi / 2 * time))
+        alpha, sigma = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        x_t = alpha[:, None, None, None] * x_0 + sigma[:, None, None, None] * torch.randn_like(x_0)
+        error = ((model(x_t, log_snr, y) - x_0) ** 2).mean((1, 2, 3))
+        optimizer.zero_grad()
+        (error * (log_snr.exp() + 1).clamp(max=5)).mean().backward()
+        torch.nn.utils.get_total_norm([param.grad for param in params]).item()
+        optimizer.step()
+        with torch.no_grad():
+            for average in averages:
+                torch._foreach_lerp_(average, params, 1e-3)
 
     return step
 
@@ -94,7 +128,7 @@ def inputs(settings):
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
-    work = {"train": train, "sample": sample, "inception": inception}[given["task"]](given)
+    work = {"train": train, "train_uvit": train_uvit, "sample": sample, "inception": inception}[given["task"]](given)
     for _ in sys.stdin:
         start = time.perf_counter()
         work()

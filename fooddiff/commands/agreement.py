@@ -1,0 +1,133 @@
+"""Class agreement of a trained model: a classifier that was trained on real images alone reads its samples."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fooddiff import build, parallel, processes
+from fooddiff.commands import scorer
+from fooddiff.commands.guide import check_fits, drawing, load_guides
+from fooddiff.eval.agreement import accuracies, make_ranks, ranks_of
+from fooddiff.eval.generated import ids_like
+from fooddiff.eval.results import write_record
+from fooddiff.files.hashes import sha256_of_json
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.load import load_trained
+from fooddiff.runs.record import NoRecorder, Recorder
+from fooddiff.runs.workdir import WorkdirError
+from fooddiff.sample.generate import sample_ids
+from fooddiff.settings import check_positive
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    workdir: Path,
+    judge: Path,
+    *,
+    step: int | None,
+    weights: str,
+    sampling: Mapping[str, Any],
+    guide: Path | None,
+    guide_step: int | None,
+    classifier: Path | None,
+    per_class: int | None,
+    seed: int,
+    batch_size: int,
+    cache_dir: Path,
+    stop_if_asked: Callable[[], None],
+) -> dict:
+    """Writes how many samples the judge reads as the class they were drawn for, beside its accuracy on real images.
+
+    Args:
+        workdir: a run's directory; receives eval/agreement_....json.
+        judge: the workdir, or the file, of a classifier; its averaged weights judge.
+        step: which checkpoint; None takes the newest.
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
+        sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
+        guide: another model, from which guidance moves away; see `load_guides`.
+        guide_step: checkpoint of the guide; None takes the newest.
+        classifier: another classifier, which guides.
+        per_class: samples of every class; None takes as many of each class as the test split has.
+        seed: of the samples.
+        batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
+        cache_dir: where what was classified is kept.
+        stop_if_asked: called after every chunk; ends the command by what it raises.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: a model without classes, or a judge of other classes or another image size.
+    """
+    mesh = parallel.make_mesh()
+    trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    if trained.model.num_classes is None:
+        raise WorkdirError(f"the model in {workdir} knows no classes, so there is nothing to agree with")
+    judging = load_trained(judge, step=None, weights="ema", mesh=mesh, task="classifier")
+    check_fits(judging, trained, judge)
+    spec = build.sampler_spec(trained.config.sample, **sampling)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
+    draw, params, recipe = drawing(trained, mesh, spec, guides)
+    reference = scorer.reference_of(trained.config)
+    if per_class is not None:
+        check_positive("eval.per_class", per_class)
+    ids = ids_like(reference.labels) if per_class is None else sample_ids(range(len(trained.class_names)), per_class)
+    samples, made_by = scorer.samples_of(
+        draw, params, ids, spec=spec, recipe=recipe, step=trained.step, weights=trained.weights,
+        class_names=trained.class_names, seed=seed, batch_size=batch_size,
+    )  # fmt: skip
+
+    sha = processes.sha256_of(judging.params)
+    by_judge = guides.classifier is not None and processes.sha256_of(guides.classifier.params) == sha
+    warnings = ("the judge has guided the samples itself",) * by_judge
+    read = partial(
+        ranks_of,
+        make_ranks(partial(build.clean_logits, judging.model), judging.model.codec, mesh),
+        judging.params,
+        batch_size=batch_size,
+        judge=sha,
+        cache_dir=cache_dir,
+        after_chunk=stop_if_asked,
+    )
+    found = accuracies("agreement", sha, read(samples), warnings) + accuracies("accuracy", sha, read(reference))
+    record = {
+        "results": [asdict(result) for result in found],
+        "samples": samples.describe() | {"made_by": made_by},
+        "reference": reference.describe(),
+        "judge": {"path": str(judge), "sha256": sha, "step": judging.step, "weights": judging.weights,
+                  "recipe": build.recipe(judging.config)},
+        "versions": workdirs.versions(),
+    }  # fmt: skip
+    how = {"recipe": recipe, "sampling": spec.to_json(), "batch_size": batch_size, "judge": sha}
+    how["weights_sha256"] = made_by["weights_sha256"]
+    what = f"agreement_step_{trained.step:07d}_{trained.weights}_{spec.name}_seed{seed}_n{len(ids)}"
+    path = workdir / "eval" / f"{what}_{sha256_of_json(how)[:8]}.json"
+    processes.on_first(lambda: write_record(path, record))
+    with Recorder(workdir, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
+        recorder.scalars(trained.step, scorer.numbers_of(record))
+    if processes.is_first():
+        _print(record)
+    log.info("wrote %s", path)
+    return record
+
+
+def _print(record: dict) -> None:
+    """Prints every share with its number of images and where these are from."""
+    table = Table()
+    for column in ("metric", "value ± 1 sd", "n", "of"):
+        table.add_column(column, no_wrap=column == "metric", overflow="fold")
+    for result in record["results"]:
+        images = record["samples" if result["metric"].startswith("agreement") else "reference"]["name"]
+        value = f"{100 * result['value']:.2f} ± {100 * result['error']:.2g} %"
+        table.add_row(escape(result["metric"]), value, f"{result['n']:,}", escape(images))
+        for warning in result["warnings"]:
+            log.warning("warning: %s", warning)
+    Console(width=max(Console().width, 120)).print(table)

@@ -1,0 +1,162 @@
+"""One set of weights scored under many samplers: how near the images of each are, and what they cost."""
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fooddiff import build, parallel, processes
+from fooddiff.commands import scorer
+from fooddiff.commands.guide import drawing, load_guides
+from fooddiff.eval import results
+from fooddiff.eval.images import ImageSet
+from fooddiff.files.atomic import write_atomically
+from fooddiff.files.hashes import sha256_of_json
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.load import load_trained
+from fooddiff.sample.spec import SamplerSpec
+
+log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One sampler."""
+
+    spec: SamplerSpec
+    network_calls: int  # per image
+    record: Mapping[str, Any]
+    path: Path  # of the record
+
+
+def run(
+    workdir: Path,
+    scoring: scorer.Scoring,
+    choices: Sequence[Mapping[str, Any]],
+    *,
+    step: int | None,
+    weights: str,
+    reference: ImageSet | Path | None,
+    guide: Path | None,
+    guide_step: int | None,
+    classifier: Path | None,
+) -> list[Row]:
+    """Scores a checkpoint under every choice, prints one table and writes it to eval/sweep_....csv.
+
+    Each choice leaves the record that `scorer.run` would leave; one that has a record already is not drawn again. The
+    table has a column for every number that records hold.
+
+    Args:
+        workdir: a run's directory, or a file of weights.
+        scoring: how.
+        choices: fields of `SamplerSpec`; choices that come to the same spec are one.
+        step: which checkpoint; None takes the newest.
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
+        reference: what to compare with; None takes the test split of the data the run was trained on.
+        guide: the workdir or file of a model to move away from in place of the null label, where there is guidance.
+        guide_step: checkpoint of the guide; None takes the newest.
+        classifier: the workdir or file of a classifier of noisy images that guides, too.
+
+    Returns:
+        The table's rows.
+    """
+    mesh = parallel.make_mesh()
+    trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
+    settings = dict(trained.config.sample)
+    specs = [build.sampler_spec(settings | choice, **scoring.sampling) for choice in choices]
+    drawings = {  # all of them now, so that a bad one is refused before the first is scored
+        spec: drawing(trained, mesh, spec, guides._replace(guide=None) if spec.guidance == 1 else guides)
+        for spec in specs
+    }
+    reference = scorer.reference_of(trained.config) if reference is None else reference
+    n = str(len(scoring.ids(reference, trained.class_names)))
+    outputs, rows = workdirs.outputs(workdir), []
+    for i, (spec, (draw, params, recipe)) in enumerate(drawings.items()):
+        path = scorer.record_path(outputs, scoring, spec, recipe, reference, trained.step, trained.weights, n)
+        if processes.first_says(path.exists()):
+            record = results.read_record(path)
+        else:
+            log.info("%d of %d: %s", i + 1, len(drawings), spec.name)
+            record = scorer.score(
+                scoring, spec, draw, params, step=trained.step, weights=trained.weights,
+                class_names=trained.class_names, recipe=recipe, reference=reference, workdir=outputs,
+            )  # fmt: skip
+        rows.append(Row(spec, build.network_calls(trained.model, spec), record, path))
+    place = outputs / "eval" / f"sweep_step_{trained.step:07d}_{trained.weights}_{_hash(rows)}.csv"
+    processes.on_first(lambda: write_atomically(place, _csv(rows).encode()))
+    if processes.is_first():
+        by = "" if guides.guide is None else f", guided by step {guides.guide.identity['step']} of {guide}"
+        title = (
+            f"step {trained.step:,}, weights {trained.weights}, n = {n}, against {rows[0].record['reference']['name']}"
+        )
+        Console(width=max(Console().width, 160)).print(table(rows, title + by))
+        log.info("wrote %s", place)
+    return rows
+
+
+def table(rows: Sequence[Row], title: str) -> Table:
+    """A line for each sampler, with the settings in which they differ."""
+    names = [
+        field.name
+        for field in fields(SamplerSpec)
+        if field.name in ("sampler", "steps") or len({getattr(row.spec, field.name) for row in rows}) > 1
+    ]
+    metrics = _metrics(rows)
+    made = Table(title=escape(title))
+    for column in (*names, *map(escape, metrics), "network calls per image", "seconds per image"):
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        found = {result["metric"]: result for result in row.record["results"]}
+        seconds = row.record["samples"].get("seconds_per_image")
+        made.add_row(
+            *(_setting(getattr(row.spec, name)) for name in names),
+            *(_number(found.get(metric)) for metric in metrics),
+            str(row.network_calls),
+            "-" if seconds is None else f"{seconds:.3g}",
+        )
+    return made
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    metrics = _metrics(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [field.name for field in fields(SamplerSpec)]
+    bars = [column for metric in metrics for column in (metric, f"{metric}, 1 sd")]
+    writer.writerow([*names, *bars, "n", "network_calls_per_image", "seconds_per_image", "record"])
+    for spec, calls, record, path in rows:
+        found = {result["metric"]: result for result in record["results"]}
+        numbers = [found.get(metric, {}).get(name) for metric in metrics for name in ("value", "error")]
+        samples = record["samples"]
+        writer.writerow([
+            *(_setting(getattr(spec, name)) for name in names), *numbers,
+            samples["n"], calls, samples.get("seconds_per_image"), path.name,
+        ])  # fmt: skip
+    return text.getvalue()
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(result["metric"] for row in rows for result in row.record["results"]))
+
+
+def _hash(rows: Sequence[Row]) -> str:
+    return sha256_of_json([row.path.name for row in rows])[:8]
+
+
+def _number(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return "-"
+    return f"{result['value']:.4g}" + ("" if result["error"] is None else f" ± {result['error']:.2g}")
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "all"  # steps, or the whole of an interval
+    return ":".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)

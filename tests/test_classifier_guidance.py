@@ -1,0 +1,191 @@
+"""Guidance by a classifier and class agreement, as a user combines them, and their laws."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from fooddiff import build, parallel
+from fooddiff.commands import sample, train
+from fooddiff.commands.eval import main as evaluator
+from fooddiff.diffusion import continuous
+from fooddiff.diffusion.denoiser import Prediction
+from fooddiff.diffusion.guidance import classifier_gradient, classifier_guided, without_last
+from fooddiff.diffusion.level import add_noise, eps_from_x0, per_image
+from fooddiff.diffusion.samplers import ancestral, begin, ddim, dpmpp_2m, heun, sde_dpmpp_2m
+from fooddiff.keys import sample_noise
+from fooddiff.report.runs import read_run
+from fooddiff.runs.workdir import WorkdirError
+from fooddiff.sample.spec import SamplerSpec
+from fooddiff.settings import ConfigError
+from tests import tiny
+from tests.test_classifier import tiny_classifier
+from tests.test_recipes import continuous as continuous_config
+
+STEPS = continuous.transitions(np.linspace(-12, 12, 400))
+
+
+def gaussian(x_t, level, cond, m=0.0, s=0.5):
+    """The exact denoiser of data ~ N(m, s^2)."""
+    alpha, sigma = per_image(level.alpha), per_image(level.sigma)
+    x_0 = m + alpha * s**2 / (alpha**2 * s**2 + sigma**2) * (x_t - alpha * m)
+    return Prediction(x_0, eps_from_x0(level, x_0, x_t), None)
+
+
+def tilted_log_prob(x_t, level, cond, s=0.5, b=2.0):
+    """The log of E[exp(b x_0) | x_t] for data ~ N(0, s^2), up to what does not depend on x_t."""
+    alpha, sigma = per_image(level.alpha), per_image(level.sigma)
+    mean = alpha * s**2 / (alpha**2 * s**2 + sigma**2) * x_t
+    return (b * mean).sum(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("sampler", [ancestral, ddim, dpmpp_2m, sde_dpmpp_2m, heun])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
+def test_an_exact_classifier_moves_a_gaussian_by_its_slope_times_the_variance(sampler, scale):
+    """N(0, s^2) times exp(b x) is N(b s^2, s^2): samplers with the exact gradient draw from it.
+
+    The ancestral sampler's move is of first order: in steps of 0.06 in log SNR it is off by about as large a share, in
+    half of that by half.
+    """
+    ids, key, shape = jnp.zeros((1, 2), jnp.int32), jax.random.key(0), (96, 96, 1)
+    x_T = sample_noise(key, ids, shape)
+    given = (STEPS, begin(x_T), lambda k: sample_noise(jax.random.fold_in(key, k), ids, shape), {})
+    gradient = classifier_gradient(tilted_log_prob, scale)
+    if sampler is ancestral:
+        x_0 = ancestral(gaussian, *given, gradient=gradient).x_t
+    else:
+        x_0 = sampler(classifier_guided(gaussian, gradient), *given).x_t
+    moved, off = scale * 2.0 * 0.25, 0.06 if sampler is ancestral else 0.0
+    np.testing.assert_allclose(x_0.mean(), moved, rtol=off, atol=0.02)
+    np.testing.assert_allclose(x_0.std(), 0.5, rtol=0.03)
+
+
+def test_the_guided_prediction_is_of_one_image():
+    level = continuous.level_of(jnp.array([-3.0, 0.0, 5.0]))
+    x_t = jax.random.normal(jax.random.key(0), (3, 2, 2, 1))
+    prediction = classifier_guided(gaussian, classifier_gradient(tilted_log_prob, 3.0))(x_t, level, {})
+    np.testing.assert_allclose(add_noise(level, prediction.x_0, prediction.eps), x_t, atol=1e-5)
+
+
+def test_no_pull_at_the_last_timestep():
+    level = continuous.level_of(jnp.zeros(2))._replace(index=jnp.array([0, 1]))
+    pull = without_last(lambda x_t, level, cond: jnp.ones_like(x_t))(jnp.zeros((2, 1, 1, 1)), level, {})
+    np.testing.assert_array_equal(pull.ravel(), [0, 1])
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("guided")
+
+
+@pytest.fixture(scope="module")
+def model(workspace):
+    train.run(tiny.config(workspace), workspace / "model")
+    return workspace / "model"
+
+
+@pytest.fixture(scope="module")
+def guide(workspace):
+    train.run(tiny_classifier(workspace, train__steps=8), workspace / "guide")
+    return workspace / "guide"
+
+
+@pytest.fixture(scope="module")
+def judge(workspace):
+    train.run(tiny_classifier(workspace, "clean"), workspace / "judge")
+    return workspace / "judge"
+
+
+def drawn(model, out, classifier, **spec):
+    sample.run(
+        model, step=None, weights="ema", classes=("3", "1"), per_class=2, spec=spec, classifier=classifier, seed=0,
+        batch_size=4, single_files=False, out=out,
+    )  # fmt: skip
+    (path,) = out.glob("*.npz")
+    return np.load(path)["arr_0"], path.stem
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+def test_a_classifier_in_continuous_time_guides_a_discrete_model(model, guide, tmp_path, sampler):
+    plain, plain_name = drawn(model, tmp_path / "plain", None, sampler=sampler)
+    pulled, name = drawn(model, tmp_path / "pulled", guide, sampler=sampler, classifier_scale=1000.0)
+    assert plain.shape == pulled.shape == (4, 8, 8, 3)
+    assert (plain != pulled).any()
+    assert "classifier_scale1000" in name
+    assert "classifier" not in plain_name
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "dpmpp_2m", "heun"])
+def test_a_classifier_guides_a_continuous_model_together_with_classifier_free_guidance(workspace, guide, sampler):
+    mesh = parallel.make_mesh()
+    denoising = build.make_diffusion_model(continuous_config(workspace))
+    classifier = build.make_classifier_model(tiny_classifier(workspace))
+    spec = SamplerSpec(sampler=sampler, steps=3, spacing="log_snr", guidance=2.0, classifier_scale=1.0)
+    draw = build.make_sampler(denoising, mesh, spec, classifier=classifier)
+    shapes = [jax.eval_shape(each.network.init, jax.random.key(0)) for each in (denoising, classifier)]
+    params = build.GuidedParams(shapes[0], None, shapes[1])
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    images = jax.eval_shape(draw, params, key, jax.ShapeDtypeStruct((4, 2), jnp.int32))
+    assert images.shape == (4, 8, 8, 3)
+
+
+def test_what_does_not_fit_is_refused(workspace, model, guide, judge, tmp_path):
+    with pytest.raises(ConfigError, match="expected both --classifier=WORKDIR and --classifier_scale"):
+        drawn(model, tmp_path / "out", guide)
+    with pytest.raises(ConfigError, match="expected both --classifier=WORKDIR and --classifier_scale"):
+        drawn(model, tmp_path / "out", None, classifier_scale=1.0)
+    with pytest.raises(WorkdirError, match="has seen no noise"):
+        drawn(model, tmp_path / "out", judge, classifier_scale=1.0)
+    with pytest.raises(WorkdirError, match="where one of the task 'classifier' is needed"):
+        drawn(model, tmp_path / "out", model, classifier_scale=1.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_of_other_images_or_for_no_classes_is_refused(workspace, guide, tmp_path):
+    small = tiny.config(workspace, data__image_size=4)
+    small.model.attention_resolutions = ()
+    small.train.steps = 1
+    small.optimizer.anneal_steps = None
+    train.run(small, tmp_path / "small")
+    with pytest.raises(WorkdirError, match=r"takes images of 8 pixels, the model draws 4"):
+        drawn(tmp_path / "small", tmp_path / "out", guide, classifier_scale=1.0)
+    unconditional = tiny.config(workspace, train__steps=1)
+    with unconditional.unlocked():
+        unconditional.model.num_classes = None
+    train.run(unconditional, tmp_path / "unconditional")
+    with pytest.raises(WorkdirError, match="knows no classes, so no classifier can guide it"):
+        drawn(tmp_path / "unconditional", tmp_path / "out", guide, classifier_scale=1.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_class_agreement_is_a_record_beside_the_judges_own_accuracy(model, judge, guide, tmp_path, capsys):
+    flags = [
+        f"--workdir={model}", f"--judge={judge}", "--per_class=2", "--batch_size=10", f"--cache_dir={tmp_path}",
+    ]  # fmt: skip
+    evaluator(["agreement", *flags])
+    (path,) = (model / "eval").glob("agreement_*.json")
+    record = json.loads(path.read_text())
+    by_name = {result["metric"].split("[")[0]: result for result in record["results"]}
+    assert list(by_name) == ["agreement-top1", "agreement-top5", "accuracy-top1", "accuracy-top5"]
+    assert by_name["agreement-top1"]["n"] == 20
+    assert by_name["accuracy-top1"]["n"] > 100
+    assert 0 <= by_name["agreement-top1"]["value"] <= by_name["agreement-top5"]["value"] <= 1
+    assert all(f"[classifier {record['judge']['sha256'][:8]}]" in result["metric"] for result in record["results"])
+    assert "agreement-top1[classifier" in capsys.readouterr().out
+    assert read_run(model, "model").distances == []  # it is no distance
+
+    evaluator(["agreement", *flags, f"--classifier={guide}", "--classifier_scale=5"])
+    assert len(list((model / "eval").glob("agreement_*.json"))) == 2
+    evaluator(["agreement", *(flag for flag in flags if "judge" not in flag), f"--judge={guide}",
+               f"--classifier={guide}", "--classifier_scale=5"])  # fmt: skip
+    assert "the judge has guided the samples itself" in capsys.readouterr().err
+
+
+def test_names_without_a_classifier_are_what_they_were():
+    assert "classifier_scale" not in SamplerSpec(steps=5).to_json()
+    spec = SamplerSpec(steps=5, classifier_scale=2.0)
+    assert SamplerSpec(**spec.to_json()) == spec
+    assert ConfigDict(spec.to_json()).classifier_scale == 2.0
