@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     timesteps = FieldReference(200)
     config = ConfigDict()
     config.seed = 777
-    config.init_from = placeholder(str)  # fine-tuning: a workdir whose newest averaged weights a new run starts from
+    config.init_from = placeholder(str)  # fine-tuning: a run or a file, from whose averaged weights a new run starts
 
     config.data = ConfigDict()
     config.data.source = "food101"  # food101 (downloads 5 GB through TFDS), archive, folder or digits

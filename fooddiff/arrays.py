@@ -25,5 +25,5 @@ Cond: TypeAlias = Mapping[str, Array]
 class Batch(NamedTuple):
     """One global training batch as it lies on the devices."""
 
-    pixels: Pixels
+    pixels: Pixels | Image  # or, where latents are diffused, these instead
     cond: Cond

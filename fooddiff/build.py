@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from fooddiff import codec, parallel
-from fooddiff.arrays import Array, Batch, Cond, Image, Key, Params, PerExample
+from fooddiff.arrays import Array, Batch, Cond, Image, Key, Params, PerExample, Pixels
 from fooddiff.codec import Codec
 from fooddiff.data import sources
 from fooddiff.data.cache import Dataset, load_dataset
@@ -23,12 +23,15 @@ from fooddiff.diffusion.denoiser import Denoiser, Prediction
 from fooddiff.diffusion.discrete import GaussianDiffusion
 from fooddiff.diffusion.level import Level, Transition, clean_level
 from fooddiff.eval import resize
+from fooddiff.model import bottleneck
+from fooddiff.model.autoencoder import Autoencoder
 from fooddiff.model.classifier import Classifier
 from fooddiff.model.network import Network, abstract_params, make_network
+from fooddiff.model.taesd import TAESD
 from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
 from fooddiff.sample import one_step
-from fooddiff.sample.generate import Draw, Run, Stepper, make_draw, make_stepper
+from fooddiff.sample.generate import BoundSampler, Draw, Stepper, make_draw, make_stepper
 from fooddiff.sample.one_step import OneStep
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
@@ -38,6 +41,7 @@ from fooddiff.train.averages import MAX_LENGTH, MIN_LENGTH, make_averages
 from fooddiff.train.state import TrainState, init_state
 from fooddiff.train.step import StepFn, make_diagnosis, make_train_step
 from fooddiff.train.task import Task
+from fooddiff.train.tasks import autoencoder as autoencoding
 from fooddiff.train.tasks import classifier as classification
 from fooddiff.train.tasks import diffusion
 from fooddiff.train.times import Times
@@ -84,6 +88,9 @@ SAMPLERS = {
 }
 SPACINGS = {"time": continuous.even_in_time, "log_snr": continuous.even_in_log_snr, "karras": continuous.karras}
 NETWORKS = {"unet": UNet, "uvit": UViT}
+AUTOENCODERS = {"ldm": Autoencoder, "taesd": TAESD}
+BOTTLENECKS = {"kl": autoencoding.gaussian, "vq": autoencoding.codebook, "none": autoencoding.no_bottleneck}
+PIXEL_ERRORS = {"l1": autoencoding.absolute_error, "l2": autoencoding.squared_error}
 CLASSIFIERS = {"adm_encoder": Classifier}
 OPTIMIZERS = {"adam": optimizer.adam, "adamw": optimizer.adamw, "muon": optimizer.muon}
 RESIZE = {"tf1": resize.tf1, "half_pixel": resize.half_pixel, "clean_bicubic": resize.clean_bicubic}
@@ -114,6 +121,7 @@ SECTIONS = {  # of every task: fields with their types; None where the arguments
 }  # fmt: skip
 DIFFUSION_SECTIONS = {
     "diffusion": None,
+    "codec": None,
     "sample": {"every_steps": int, "classes": tuple[str, ...], "per_class": int, "batch_size": int}
     | {field.name: SamplerSpec.__annotations__[field.name] for field in fields(SamplerSpec)},
     "eval": {
@@ -121,8 +129,9 @@ DIFFUSION_SECTIONS = {
         "per_class": int | None, "weights": tuple[str, ...], "cache_dir": str,
     },
 }  # fmt: skip
-
-
+AUTOENCODER_SECTIONS = {
+    "eval": {"every_steps": int, "count": int | None, "batch_size": int},
+}
 CLASSIFIER_SECTIONS = {
     "diffusion": None,
     "eval": {
@@ -150,17 +159,18 @@ def make_diffusion_model(config) -> DiffusionModel:
     settings = dict(config.diffusion)
     time = settings.pop("time", "discrete")  # absent where checkpoints are older than the choice
     process, read, log_var, steps = construct(choose("diffusion.time", time, PROCESSES), "diffusion", settings)
-    size, model = config.data.image_size, dict(config.model)
-    check_positive("data.image_size", size)
+    model = dict(config.model)
     module = choose("model.network", model.pop("network", "unet"), NETWORKS)
     dtype = choose("model.dtype", model.pop("dtype", "float32"), DTYPES)
-    channels = IMAGE_CHANNELS * (2 if log_var is denoiser.learned_range else 1)
-    given = dict(image_size=size, in_channels=IMAGE_CHANNELS, out_channels=channels, dtype=dtype)
+    diffused = make_codec(config)
+    height, _, channels = diffused.shape
+    outputs = channels * (2 if log_var is denoiser.learned_range else 1)
+    given = dict(image_size=height, in_channels=channels, out_channels=outputs, dtype=dtype)
     network = construct(_network_maker(module), "model", model, given=given)
     num_classes = model["num_classes"]
     return DiffusionModel(
         network,
-        codec.pixels(size),
+        diffused,
         partial(denoiser.make_denoiser, read=read, log_var=log_var),
         process,
         steps,
@@ -168,6 +178,28 @@ def make_diffusion_model(config) -> DiffusionModel:
         num_classes if knows_null_label(network, num_classes) else None,
         log_var in (None, denoiser.fixed_small),
     )
+
+
+def make_codec(config) -> Codec:
+    """Builds what stands between images and what is diffused: config.codec, or nothing if that is absent."""
+    size = config.data.image_size
+    check_positive("data.image_size", size)
+    if "codec" not in config:
+        return codec.pixels(size)
+    check_known("codec", config.codec, ("path", "model"))
+    check_type("codec.path", config.codec.get("path"), str | None)
+    autoencoder = make_codec_model(config)
+    return codec.latents(autoencoder.decode, autoencoder.latent_shape, abstract_params(autoencoder.network))
+
+
+def codec_tensors(config) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """What a model has among its parameters besides the network's: the tensors of config.codec, by name."""
+    return make_codec(config).tensors
+
+
+def make_codec_model(config) -> "AutoencoderModel":
+    """Builds the autoencoder of config.codec.model, which that of config.codec.path must be."""
+    return _autoencoder("codec.model", config.codec.get("model", {}), config.data.image_size)
 
 
 def _network_maker(module: type) -> Callable[..., Network]:
@@ -336,6 +368,75 @@ def _learning_rate(
 LEARNING_RATE_FIELDS = tuple(inspect.signature(_learning_rate).parameters)
 
 
+class AutoencoderModel(NamedTuple):
+    """A network with two halves, and what its latents are."""
+
+    network: Network
+    encoder: Callable[..., Array]  # (params, x, dropout_key=...) -> what the encoder gives
+    decoder: Callable[..., Image]  # (params, z, dropout_key=...) -> images
+    bottleneck: str  # between them, of BOTTLENECKS
+    latent_shape: tuple[int, int, int]
+    num_classes: None = None
+
+    def encode(self, params: Params, x: Image) -> Image:
+        """Images f32[n, h, w, 3] in [-1, 1] to latents f32[n, *latent_shape]; nothing is drawn."""
+        return LATENTS[self.bottleneck].latents(self.encoder(params, x))
+
+    def decode(self, params: Params, z: Image) -> Image:
+        """Latents to images, nearly in [-1, 1]."""
+        return self.decoder(params, LATENTS[self.bottleneck].to_decoder(params, z))
+
+
+LATENTS = {"kl": bottleneck.GAUSSIAN, "vq": bottleneck.CODEBOOK, "none": bottleneck.OPEN}
+
+
+def make_autoencoder_model(config) -> AutoencoderModel:
+    """Builds an autoencoder from config.model and config.data."""
+    return _autoencoder("model", config.model, config.data.image_size)
+
+
+def _autoencoder(section: str, settings: Mapping[str, Any], size: int) -> AutoencoderModel:
+    check_positive("data.image_size", size)
+    settings = dict(settings)
+    name = settings.pop("network", None)
+    module = choose(f"{section}.network", name, AUTOENCODERS)
+    given = {"dtype": choose(f"{section}.dtype", settings.pop("dtype", "float32"), DTYPES)}
+    if name == "ldm":
+        given["image_size"] = size
+    network = construct(_network_maker(module), section, settings, given=given)
+    kind = "none" if name != "ldm" else "kl" if settings.get("num_codes") is None else "vq"
+    encoder, decoder = (partial(network.apply, method=method) for method in (module.encode, module.decode))
+    model = AutoencoderModel(network, encoder, decoder, kind, latent_shape=())
+    image = jax.ShapeDtypeStruct((1, size, size, IMAGE_CHANNELS), jnp.float32)
+    try:
+        latents = jax.eval_shape(model.encode, abstract_params(network), image)
+    except ValueError as error:
+        raise ConfigError(f"config.data.image_size is {size}: {error}") from error
+    return model._replace(latent_shape=latents.shape[1:])
+
+
+def _autoencoder_task(config, model: AutoencoderModel) -> Task:
+    """Builds the task from config.objective, which also holds the keyword arguments of the bottleneck."""
+    settings = dict(config.objective)
+    name = settings.pop("name", None)
+    passage = choose("objective.name", name, BOTTLENECKS)
+    if name != model.bottleneck:
+        raise ConfigError(
+            f"config.objective.name is {name!r}, but the network of config.model is one for {model.bottleneck!r}"
+        )
+    error = choose("objective.error", settings.pop("error", None), PIXEL_ERRORS)
+    check_fields(passage, "objective", settings)
+    return autoencoding.make_autoencoder_task(
+        model.network.init,
+        model.encoder,
+        model.decoder,
+        model.latent_shape,
+        partial(passage, **settings),
+        error,
+        dropout=config.model.get("dropout", 0.0) > 0,
+    )
+
+
 class ClassifierModel(NamedTuple):
     """A network that says log p(y | x_t), and the noise of the images that it knows."""
 
@@ -415,6 +516,7 @@ class TaskMaker(NamedTuple):
 
 TASKS = {
     "diffusion": TaskMaker(make_diffusion_model, _diffusion_task, DIFFUSION_SECTIONS),
+    "autoencoder": TaskMaker(make_autoencoder_model, _autoencoder_task, AUTOENCODER_SECTIONS),
     "classifier": TaskMaker(make_classifier_model, _classifier_task, CLASSIFIER_SECTIONS),
 }
 
@@ -512,14 +614,16 @@ def recipe(config) -> dict[str, Any]:
     """What a model computes from its weights, as JSON types: the network, the process and how its output is read."""
     sections = {name: config[name].to_dict() for name in ("model", "diffusion") if name in config}
     sections["model"].pop("remat", None)  # which changes what is kept in memory alone
+    if "codec" in config:
+        sections["codec"] = config.codec.model.to_dict()
     return json.loads(json.dumps(sections | {"image_size": config.data.image_size}))
 
 
 def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Batch, Key]:
     """Shapes, dtypes and shardings of a step's arguments, to compile it without data or a model in memory."""
     n = config.train.batch_size
-    size = config.data.image_size
-    pixels = jax.ShapeDtypeStruct((n, size, size, IMAGE_CHANNELS), jnp.uint8)
+    stored = make_codec(config).stored
+    pixels = jax.ShapeDtypeStruct((n, *stored.shape), stored.dtype)
     batch = parallel.with_sharding(Batch(pixels, {"y": jax.ShapeDtypeStruct((n,), jnp.int32)}), training.over_data)
     key = parallel.with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
     return training.abstract_state, batch, key
@@ -543,6 +647,29 @@ def first_state(training: Training, key: Key, weights: Params) -> TrainState:
         return replace(state, params=params, ema={rate: jax.tree.map(jnp.copy, params) for rate in state.ema})
 
     return jit(init, out_shardings=training.state_sharding)(key, weights)
+
+
+def make_reconstruct(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callable[[Params, Pixels], Pixels]:
+    """Compiles an autoencoder's way there and back, u8[n, h, w, 3] to the same, spread over the devices of a mesh."""
+    batch = parallel.over_data(mesh)
+
+    @partial(jit, out_shardings=parallel.replicated(mesh))  # every process gets every image
+    def reconstruct(params, pixels):
+        pixels = jax.lax.with_sharding_constraint(pixels, batch)
+        return codec.to_uint8(model.decode(params, model.encode(params, codec.to_signed(pixels))))
+
+    return reconstruct
+
+
+def make_encode(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callable[[Params, Pixels], Image]:
+    """Compiles an autoencoder's first half, u8[n, h, w, 3] to latents, spread over the devices of a mesh."""
+    batch = parallel.over_data(mesh)
+
+    @partial(jit, out_shardings=parallel.replicated(mesh))  # every process gets all latents
+    def encode(params, pixels):
+        return model.encode(params, codec.to_signed(jax.lax.with_sharding_constraint(pixels, batch)))
+
+    return encode
 
 
 def make_data_source(config) -> sources.Source:
@@ -640,11 +767,13 @@ def make_sampler(
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
     """
-    sampler_of = _run_of(model, spec, guide, classifier)
+    sampler_of, codec = _bound_sampler(model, spec, guide, classifier), model.codec
+    if guide is not None or classifier is not None:
+        codec = codec._replace(decode=lambda given, x_0: model.codec.decode(given.params, x_0))
     return make_draw(
-        lambda params: sampler_of(params, spec.guidance),
+        partial(sampler_of, scale=spec.guidance),
         model.steps(spec),
-        model.codec,
+        codec,
         conditional=model.num_classes is not None,
         mesh=mesh,
     )
@@ -658,14 +787,15 @@ def make_stepwise_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: 
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
     """
-    sampler_of = _run_of(model, spec, None, None)
-    return make_stepper(sampler_of, model.codec, conditional=model.num_classes is not None, mesh=mesh)
+    return make_stepper(
+        _bound_sampler(model, spec, None, None), model.codec, conditional=model.num_classes is not None, mesh=mesh
+    )
 
 
-def _run_of(
+def _bound_sampler(
     model: DiffusionModel, spec: SamplerSpec, guide: DiffusionModel | None, classifier: ClassifierModel | None
-) -> Callable[[Params | GuidedParams, float | Array], Run]:
-    """(parameters, scale of guidance) -> the sampler of a spec; the scale matters unless the spec's own is 1."""
+) -> Callable[..., BoundSampler]:
+    """(parameters, scale of guidance) -> the sampler of a spec with its denoiser."""
     if bool(spec.classifier_scale) != (classifier is not None):
         raise ConfigError(
             f"classifier_scale is {spec.classifier_scale} with{'out' if classifier is None else ''} a classifier: "
@@ -674,10 +804,12 @@ def _run_of(
     sampler = _sampler(model, spec)
     _check_guidance(model, spec, guide)
 
-    def sampler_of(given: Params | GuidedParams, scale: float | Array) -> Run:
+    def sampler_of(given: Params | GuidedParams, scale: float | Array) -> BoundSampler:
         params = GuidedParams(given, None, None) if guide is None and classifier is None else given
         other = None if guide is None else _denoiser(guide, params.guide)
-        denoise = denoiser.clipped(_guided(model, spec, _denoiser(model, params.params), other, scale))
+        denoise = _guided(model, spec, _denoiser(model, params.params), other, scale)
+        if model.codec.bounded:
+            denoise = denoiser.clipped(denoise)
         if classifier is None:
             return partial(sampler, denoise)
         log_prob = _classifier_log_prob(classifier, params.classifier)
@@ -731,8 +863,8 @@ def network_calls(model: DiffusionModel, spec: SamplerSpec) -> int:
         return Prediction(x_t, x_t, None)
 
     pixel = jnp.zeros((1, 1, 1, 1))
-    denoise = _guided(model, spec, counted, counted, spec.guidance)
     sampler, steps = _sampler(model, spec), model.steps(spec)
+    denoise = _guided(model, spec, counted, counted, spec.guidance)
     jit(lambda x_T: sampler(denoise, steps, samplers.begin(x_T), lambda _: pixel, {}))(pixel)
     jax.effects_barrier()
     return len(calls)
@@ -776,7 +908,10 @@ def _check_guidance(model: DiffusionModel, spec: SamplerSpec, guide: DiffusionMo
 def _guided(
     model: DiffusionModel, spec: SamplerSpec, denoise: Denoiser, guide: Denoiser | None, scale: float | Array
 ) -> Denoiser:
-    """What a spec makes of a denoiser; without a guide of its own the null label is one."""
+    """What a spec makes of a denoiser and a scale, which matters unless the spec's own is 1.
+
+    Without a guide of its own the null label is one.
+    """
     if spec.guidance == 1:
         return denoise
     guide = guidance.unconditional(denoise, model.null_label) if guide is None else guide

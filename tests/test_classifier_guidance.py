@@ -51,8 +51,12 @@ def test_an_exact_classifier_moves_a_gaussian_by_its_slope_times_the_variance(sa
     half of that by half.
     """
     ids, key, shape = jnp.zeros((1, 2), jnp.int32), jax.random.key(0), (96, 96, 1)
-    x_T = sample_noise(key, ids, shape)
-    given = (STEPS, begin(x_T), lambda k: sample_noise(jax.random.fold_in(key, k), ids, shape), {})
+    given = (
+        STEPS,
+        begin(sample_noise(key, ids, shape)),
+        lambda k: sample_noise(jax.random.fold_in(key, k), ids, shape),
+        {},
+    )
     gradient = classifier_gradient(tilted_log_prob, scale)
     if sampler is ancestral:
         x_0 = ancestral(gaussian, *given, gradient=gradient).x_t

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import pytest
 
 from fooddiff import build, parallel
-from fooddiff.arrays import Batch
 from fooddiff.commands import train
 from fooddiff.model.network import abstract_params
 
@@ -24,10 +23,7 @@ def test_init_step_and_sample_fit_together(name):
     model, state = training.model, training.abstract_state
     assert build.task_of(config) in train.ACTIONS
     key = jax.eval_shape(lambda: jax.random.key(0))
-    n = config.train.batch_size
-    pixels = jax.ShapeDtypeStruct((n, *model.codec.shape), jnp.uint8)
-    batch = Batch(pixels, {"y": jax.ShapeDtypeStruct((n,), jnp.int32)})
-    after = jax.eval_shape(training.step, state, batch, key)
+    after = jax.eval_shape(training.step, *build.abstract_step_arguments(config, training))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )
@@ -36,9 +32,16 @@ def test_init_step_and_sample_fit_together(name):
     sample = config.sample
     generate = build.make_sampler(model, mesh, build.sampler_spec(sample))
     ids = jax.ShapeDtypeStruct((sample.batch_size, 2), jnp.int32)
-    images = jax.eval_shape(generate, state.params, key, ids)
-    assert images.shape == (sample.batch_size, *model.codec.shape)
+    images = jax.eval_shape(generate, {**state.params, **model.codec.tensors}, key, ids)
+    assert images.shape == (sample.batch_size, config.data.image_size, config.data.image_size, 3)
     assert images.dtype == jnp.uint8
+
+
+@pytest.mark.parametrize(("name", "variant"), [("autoencoder", "vq"), ("latent", "taesd"), ("latent", "gpu256")])
+def test_variants_build(name, variant):
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    training = build.make_training(config, parallel.make_mesh())
+    jax.eval_shape(training.step, *build.abstract_step_arguments(config, training))
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("hybrid", 92_080_902), ("mse", 92_077_443)])

@@ -109,10 +109,10 @@ def loops(case: Case) -> dict[str, np.ndarray]:
     given = (transitions(process), begin(jnp.asarray(nhwc(arrays["loop_x_T"]))), lambda t: noises[t])
     cond = {"y": jnp.asarray(arrays["loop_y"], jnp.float32)}
     gradient = without_last(formula) if fixed_small(config) else formula
-    found = {"loop_ancestral": ancestral(denoise, *given, cond, gradient=gradient).x_t}
+    found = {"loop_ancestral": ancestral(denoise, *given, cond, gradient=gradient)}
     scored = classifier_guided(denoise, formula)
-    found |= {f"loop_ddim_eta{eta}": ddim(scored, *given, cond, eta=eta).x_t for eta in ETAS[:2]}
-    return {name: nchw(value) for name, value in found.items()}
+    found |= {f"loop_ddim_eta{eta}": ddim(scored, *given, cond, eta=eta) for eta in ETAS[:2]}
+    return {name: nchw(value.x_t) for name, value in found.items()}
 
 
 @pytest.fixture(scope="module")

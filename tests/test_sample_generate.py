@@ -121,4 +121,4 @@ def test_step_by_step_the_images_are_the_same(model, params, settings):
     for i in range(len(steps.remaining)):
         here = jax.tree.map(lambda field: field[i : i + 1], steps)  # noqa: B023
         descent = stepper.advance(params, key, ids, descent, here, 1.0)
-    assert_same_pixels(np.asarray(stepper.decode(descent.x_t)), draw(model, params, ids, devices=2, **settings))
+    assert_same_pixels(np.asarray(stepper.decode(params, descent.x_t)), draw(model, params, ids, devices=2, **settings))

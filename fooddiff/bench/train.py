@@ -4,7 +4,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fooddiff import build, keys, parallel
@@ -80,10 +79,11 @@ def _peer_settings(config: ConfigDict, state: TrainState) -> dict[str, Any]:
 
 def random_batch(config: ConfigDict, training: build.Training) -> Batch:
     """A batch of the config's shape on the devices."""
-    n, classes = config.train.batch_size, config.model.num_classes or 1
+    n, classes = config.train.batch_size, config.model.get("num_classes") or 1
+    stored = build.abstract_step_arguments(config, training)[1].pixels
 
     def draw() -> Batch:
-        pixels = jax.random.randint(jax.random.key(1), (n, *training.model.codec.shape), 0, 256, jnp.uint8)
+        pixels = jax.random.randint(jax.random.key(1), stored.shape, 0, 256).astype(stored.dtype)
         return Batch(pixels, {"y": jax.random.randint(jax.random.key(2), (n,), 0, classes)})
 
     return jit(draw, out_shardings=training.over_data)()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from fooddiff.arrays import Params
 from fooddiff.commands import signals
 from fooddiff.data.cache import Dataset
 from fooddiff.runs.record import NoRecorder, Recorder
@@ -14,6 +15,7 @@ class Surroundings(NamedTuple):
     """Where an action finds what it needs besides the state, and where its results go."""
 
     dataset: Dataset  # the training split
+    codec: Params  # what a model needs besides what is trained, by name
     workdir: Path
     recorder: Recorder | NoRecorder
     stop_signal: signals.StopSignal

@@ -20,11 +20,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def import_file(flags: argparse.Namespace) -> None:
-    """Makes a workdir from a `.pt` file of OpenAI's or from a `.safetensors` file of our own."""
+    """Makes a workdir from a `.pt` file of OpenAI's, a `.safetensors` file of our own, or the two files of a TAESD."""
     if flags.file.suffix != ".safetensors":
         if flags.config is None:
             raise ValueError("--config is missing: which model is in it? For instance configs/openai_imagenet64.py")
         config = shared.load_config(flags.config, flags.overrides)
+        if flags.decoder is not None:
+            importing.import_taesd(flags.file, flags.decoder, flags.workdir, config)
+            return
         importing.import_openai(flags.file, flags.workdir, config, flags.class_names)
     elif flags.config or flags.overrides or flags.class_names:
         raise ValueError(f"{flags.file} brings its own config and class names: leave out --config and --class_names")
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--config", metavar="FILE.py", help="of the model in a .pt; --config.field=value changes a field of it"
     )
+    command.add_argument("--decoder", metavar="FILE.pth", type=Path, help="of a TAESD; FILE is then its encoder")
     command.add_argument(
         "--class_names", type=Path, help="text file, the name of class 0 in the first line; numbered if not given"
     )

@@ -37,13 +37,17 @@ def make_actions(config: ConfigDict, model: build.DiffusionModel, mesh: jax.shar
         ConfigError: a value that cannot be.
     """
     draws = _grid_draws(config, model, mesh)
-    one_step = build.make_one_step(model, mesh)
+    one_step = None if "codec" in config else build.make_one_step(model, mesh)
     check_positive("eval.every_steps", config.eval.every_steps)
     return Actions(
         check_data=lambda dataset: class_ids(dataset.class_names, tuple(config.sample.classes)),
         periodic=lambda around: [
             Periodic(config.sample.every_steps, partial(_draw_grids, config, *draws, around)),
-            Periodic(config.sample.every_steps, partial(_draw_one_steps, config, *one_step, around)),
+            *(
+                ()
+                if one_step is None  # whose images lie in the data cache as latents only
+                else (Periodic(config.sample.every_steps, partial(_draw_one_steps, config, *one_step, around)),)
+            ),
             *_evaluations(config, draws[0], around),
         ],
         next_command="python run_sample.py --workdir={}",
@@ -79,7 +83,7 @@ def _evaluations(config: ConfigDict, draw: Draw, around: Surroundings) -> list[P
                 scoring,
                 spec,
                 draw,
-                state.params if average is None else state.ema[average],
+                around.codec | (state.params if average is None else state.ema[average]),
                 step=step,
                 weights=name,
                 class_names=around.dataset.class_names,
@@ -132,7 +136,8 @@ def _draw_grids(
     for name, compiled, params in grids:
         path = around.workdir / "samples" / f"step_{step:07d}_{name}.png"
         if not processes.first_says(is_grid(path)):
-            images = np.concatenate(list(draw_batches(compiled, params, key, ids, config.sample.batch_size)))
+            drawn = draw_batches(compiled, around.codec | params, key, ids, config.sample.batch_size)
+            images = np.concatenate(list(drawn))
             if processes.is_first():
                 grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
                 path.parent.mkdir(exist_ok=True)

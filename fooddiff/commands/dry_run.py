@@ -47,6 +47,9 @@ def run(config: ConfigDict) -> None:
     )
     table.add_row("data", f"{data.source}, split train, from {data.path or 'its default place'}")
     table.add_row("cache", f"{data.cache_dir}, {data.image_size}x{data.image_size} pixels, 3 bytes each")
+    if "codec" in config:
+        h, w, c = build.make_codec(config).shape
+        table.add_row("latents", f"{h}x{w}x{c} of {data.image_size}x{data.image_size} pixels, 2 bytes a number")
     table.add_row("batches", f"{n} images a step, {n // mesh.size} on each device, {train.accumulate} microbatches")
     console.print(table)
 
@@ -58,8 +61,9 @@ def run(config: ConfigDict) -> None:
     console.print("Timing steps on made-up images (Ctrl-C leaves) ...")
     seconds = _seconds_per_step(config, training, compiled)
     console.print(
-        f"Measured here, now, on made-up images: {n / seconds:.3g} images/s, {flops / seconds / 1e12:.3g} TFLOP/s; the "
-        f"whole run takes {seconds * train.steps / 3600:.3g} hours of such steps, without input, grids and evaluations."
+        f"Measured here, now, on made-up images: {n / seconds:.3g} images/s, {flops / seconds / 1e12:.3g} TFLOP/s; "
+        f"the whole run takes {seconds * train.steps / 3600:.3g} hours of such steps, without input, grids and scores.",
+        soft_wrap=True,
     )
 
 

@@ -16,6 +16,7 @@ from fooddiff import build, processes
 from fooddiff.commands import agreement as classes
 from fooddiff.commands import flags as shared
 from fooddiff.commands import likelihood, scorer
+from fooddiff.commands import reconstructions as autoencoders
 from fooddiff.commands import sweep as sweeping
 from fooddiff.commands.signals import graceful_stop, stop_if_asked
 from fooddiff.commands.terminal import session
@@ -129,6 +130,22 @@ def bpd(flags: argparse.Namespace) -> None:
         cache_dir=flags.cache_dir,
         out=flags.out,
         stop_if_asked=flags.stop_if_asked,
+    )
+
+
+def reconstructions(flags: argparse.Namespace) -> None:
+    """Scores what an autoencoder makes of images: PSNR, SSIM and distances."""
+    autoencoders.run(
+        flags.workdir,
+        _extractor(flags),
+        step=flags.step,
+        weights=flags.weights,
+        reference=None if flags.reference is None else _open(flags.reference, flags),
+        metrics=flags.metrics,
+        kid_subsets=flags.kid_subsets,
+        kid_subset_size=flags.kid_subset_size,
+        seed=flags.seed,
+        batch_size=flags.batch_size,
     )
 
 
@@ -261,6 +278,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data_path", help="where the data are, if not where the checkpoint's config says")
     command.add_argument("--cache_dir", help="decoded data; the checkpoint's config says where if not given")
     command.add_argument("--out", type=Path, help="the file to write; WORKDIR/eval/bpd_....json if not given")
+
+    command = subcommands.add_parser("reconstructions", parents=[metrics, features], help=reconstructions.__doc__)
+    shared.add_checkpoint(command)
+    command.set_defaults(run=reconstructions)
+    command.add_argument("--reference", help=f"{what}; the test split of the run's data if not given")
     return parser
 
 

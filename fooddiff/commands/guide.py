@@ -56,6 +56,8 @@ def load_guides(
     check_fits(judge, trained, classifier)
     if trained.model.num_classes is None:
         raise WorkdirError("this model knows no classes, so no classifier can guide it to one")
+    if "codec" in trained.config:
+        raise WorkdirError("this model diffuses latents, and classifiers know noisy images alone: none can guide it")
     if judge.model.noise is None:
         raise WorkdirError(f"the classifier {classifier} has seen no noise: to guide, it takes one of noisy images")
     return Guides(found, judge)

@@ -60,14 +60,19 @@ def run(
 
     Raises:
         FileNotFoundError: no such workdir, checkpoint or data.
-        ValueError: a process in continuous time, no such weights or split, a number out of range, data with other
-            classes than the model's, or a bound that is not finite.
+        ValueError: a process in continuous time or in latents, no such weights or split, a number out of range, data
+            with other classes than the model's, or a bound that is not finite.
     """
     for name, value in (("--count", count), ("--batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
+    if "codec" in trained.config:
+        raise ValueError(
+            "bits per dimension are those of pixels, but this model diffuses the latents of an autoencoder, whose "
+            "decoder gives images no probability"
+        )
     if trained.model.process is None:
         raise ValueError("bits per dimension need a discrete process with a modelled variance; this one is continuous")
     config = trained.config

@@ -39,9 +39,9 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 
 def sample(argv: Sequence[str] | None = None) -> None:
-    """Samples from a trained run."""
+    """Samples from a trained run, or with the weights that come with the package."""
     parser = argparse.ArgumentParser(description="Samples images from a trained run.", allow_abbrev=False)
-    shared.add_checkpoint(parser)
+    shared.add_checkpoint(parser, required=False)
     parser.add_argument("--classes", type=shared.names, default=[], help="class names with commas; all if not given")
     parser.add_argument("--per_class", type=int, default=8, help="images per class (default: 8)")
     shared.add_sampling(parser)
@@ -49,14 +49,16 @@ def sample(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="image i of a class depends on (seed, class, i) only")
     parser.add_argument("--batch_size", type=int, default=64, help="images per call of the compiled sampler")
     parser.add_argument("--single_files", action="store_true", help="also write every image as a PNG of its own")
-    parser.add_argument("--out", type=Path, help="where the files go; WORKDIR/samples if not given")
+    parser.add_argument("--out", type=Path, help="where the files go; samples of the workdir if not given")
     shared.add_distributed(parser)
     flags = parser.parse_args(argv)
     with terminal.session(distributed=flags.distributed):
+        from fooddiff.api import shipped_weights
         from fooddiff.commands import sample
 
+        shipped = flags.workdir is None
         sample.run(
-            flags.workdir,
+            shipped_weights() if shipped else flags.workdir,
             step=flags.step,
             weights=flags.weights,
             classes=flags.classes,
@@ -68,5 +70,5 @@ def sample(argv: Sequence[str] | None = None) -> None:
             seed=flags.seed,
             batch_size=flags.batch_size,
             single_files=flags.single_files,
-            out=flags.out,
+            out=Path("samples") if shipped and flags.out is None else flags.out,
         )

@@ -12,15 +12,18 @@ import jax
 from ml_collections import ConfigDict
 
 from fooddiff import build, keys, parallel, processes
-from fooddiff.arrays import Batch, Key
-from fooddiff.commands import classifier_actions, diffusion_actions, signals
+from fooddiff.arrays import Batch, Key, Params
+from fooddiff.commands import autoencoder_actions, classifier_actions, diffusion_actions, signals
 from fooddiff.commands.actions import Surroundings
+from fooddiff.commands.latents import feed_of
 from fooddiff.data.feed import device_batches
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.codec_file import check_codec, read_codec, sha256_of_codec, split_codec, write_codec
 from fooddiff.runs.fine_tune import starting_weights
 from fooddiff.runs.load import described, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
+from fooddiff.settings import ConfigError
 from fooddiff.train.loop import train
 from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 
 ACTIONS = {  # of every task of `build.TASKS`
     "diffusion": diffusion_actions.make_actions,
+    "autoencoder": autoencoder_actions.make_actions,
     "classifier": classifier_actions.make_actions,
 }
 
@@ -51,13 +55,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
     log.info("workdir %s, devices %d x %s", workdir.resolve(), mesh.size, jax.devices()[0].device_kind)
 
     resuming = bool(workdirs.checkpoint_steps(workdir))
-    if not resuming and config.init_from is not None and not workdirs.checkpoint_steps(Path(config.init_from)):
-        raise FileNotFoundError(f"config.init_from is {config.init_from!r}, a directory without a checkpoint of a run")
+    source = None if resuming or config.init_from is None else Path(config.init_from)
+    if source is not None and not source.is_file() and not workdirs.checkpoint_steps(source):
+        raise FileNotFoundError(f"config.init_from is {str(source)!r}: expected a run with a checkpoint, or a file")
     dataset = build.make_dataset(config, "train")
     actions.check_data(dataset)
     processes.check_same("the training data (their SHA-256)", dataset.manifest["sha256"])
     key = keys.root(config.seed, training.replicated)
-    state, origin = (None, None) if resuming else _first_state(config, training, mesh, dataset.class_names, key)
+    state, origin, begun = None, None, None
+    if resuming:
+        begun = read_codec(workdir, build.codec_tensors(config))
+    else:
+        state, origin, begun = _first_state(config, training, mesh, dataset.class_names, key)
+    feed = feed_of(config, dataset, mesh, begun=begun)
     log.info("%d training images of %d classes", len(dataset.labels), len(dataset.class_names))
 
     meta = {
@@ -66,17 +76,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
         "data_sha256": dataset.manifest["sha256"],
         "versions": workdirs.versions(),
         "origin": origin,
+        "codec_sha256": sha256_of_codec(feed.codec),
     }
 
     with ExitStack() as stack:
         # not before all of that is there: a start that failed leaves the directory free
         processes.on_first(lambda: stack.enter_context(workdirs.claimed(workdir, config)))
+        if not resuming:
+            processes.on_first(lambda: write_codec(workdir, feed.codec))
         checkpoints = stack.enter_context(
             Checkpoints(workdir, keep_newest=config.train.keep_checkpoints, keep_best=config.train.keep_best)
         )
         if resuming:
             state = checkpoints.restore_newest(
-                training.abstract_state, accept=lambda saved: _check_same_run(saved, meta, workdir)
+                training.abstract_state, accept=lambda saved: _check_same_run(saved, meta, feed.codec, workdir)
             )
             meta["origin"] = checkpoints.meta(int(state.step)).get("origin")
             log.info("resumed at step %d of %d", int(state.step), config.train.steps)
@@ -85,7 +98,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         log.info("%s parameters, training to step %d", f"{parameters:,}", config.train.steps)
 
         batches = device_batches(
-            dataset, seed=config.seed, batch_size=config.train.batch_size, start_step=int(state.step),
+            feed.examples, seed=config.seed, batch_size=config.train.batch_size, start_step=int(state.step),
             flip=config.data.flip, sharding=training.over_data,
         )  # fmt: skip
         start = int(state.step)
@@ -95,7 +108,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
             else NoRecorder() as recorder,
             signals.graceful_stop() as stop_signal,
         ):
-            periodic = actions.periodic(Surroundings(dataset, workdir, recorder, stop_signal, checkpoints.add_score))
+            codec = jax.device_put(feed.codec, training.replicated)
+            periodic = actions.periodic(
+                Surroundings(dataset, codec, workdir, recorder, stop_signal, checkpoints.add_score)
+            )
             state = train(
                 state,
                 jit(training.step, donate_argnums=0, out_shardings=training.state_sharding),
@@ -130,13 +146,19 @@ def _check_room(workdir: Path, needed: int) -> None:
 
 def _first_state(
     config: ConfigDict, training: build.Training, mesh: jax.sharding.Mesh, class_names: tuple[str, ...], key: Key
-) -> tuple[TrainState, Mapping[str, Any] | None]:
-    """The state before the first step of a new run, and where its weights come from (None: they are random)."""
+) -> tuple[TrainState, Mapping[str, Any] | None, Params | None]:
+    """The state before the first step of a new run, and where its weights come from (None: they are random).
+
+    Weights of another run bring the codec whose latents they know.
+    """
     if config.init_from is None:
-        return build.first_state(training, key, {}), None
+        return build.first_state(training, key, {}), None, None
+    if "codec" in config and config.codec.get("path") is not None:
+        raise ConfigError("config.init_from brings the codec of its latents: leave out config.codec.path")
     source = load_trained(Path(config.init_from), step=None, weights="ema", mesh=mesh, task=build.task_of(config))
     weights, origin = starting_weights(source, config, class_names, training.abstract_state.params)
-    return build.first_state(training, key, weights), {"workdir": config.init_from, **origin}
+    _, codec = split_codec(source.params, build.codec_tensors(config))
+    return build.first_state(training, key, weights), {"workdir": config.init_from, **origin}, codec
 
 
 def _record(recorder: Recorder | NoRecorder, checkpoints: Checkpoints, step: int, values: Mapping[str, float]) -> None:
@@ -155,7 +177,7 @@ def _diagnose(diagnosis: Callable[..., Mapping[str, Any]], key: Key, state: Trai
     return "each gradient is finite, but their norm or the updated parameters are not"
 
 
-def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: Path) -> None:
+def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], codec: Params, workdir: Path) -> None:
     """Refuses a checkpoint of another run.
 
     Its data must be the same, too; imported weights may be trained on any with their classes.
@@ -163,6 +185,7 @@ def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], workdir: 
     described(saved, workdir / "checkpoints")
     if changed := workdirs.differences(saved["config"], meta["config"]):
         raise workdirs.WorkdirError(f"the checkpoint in {workdir} is of another run: {', '.join(changed)} differ")
+    check_codec(saved.get("codec_sha256"), codec, workdir)
     if saved["data_sha256"] is None:
         conditional = meta["config"]["model"].get("num_classes") is not None
         if conditional and saved["class_names"] != meta["class_names"]:

@@ -67,6 +67,8 @@ def write_safetensors(path: Path, params: Mapping[str, np.ndarray], trained: Tra
 
 
 def _write_openai(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel) -> None:
+    if "codec" in trained.config:
+        raise ValueError("OpenAI's code knows no latents: this model can be exported to a .safetensors file alone")
     check_norm_groups(trained.config.model.norm_groups)
     with atomic_path(path) as temporary:
         write_state_dict(temporary, to_openai(params))

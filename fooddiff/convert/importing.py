@@ -15,8 +15,10 @@ from fooddiff.data.sources.source import read_class_names
 from fooddiff.files.hashes import sha256_of
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.openai import check_norm_groups, from_openai
+from fooddiff.model.taesd import from_taesd, settings_of
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.codec_file import sha256_of_codec, split_codec, write_codec
 from fooddiff.runs.load import described
 from fooddiff.runs.weights_file import read_weights
 
@@ -47,6 +49,31 @@ def import_openai(file: Path, workdir: Path, config: ConfigDict, class_names: Pa
     _write_run(workdir, config, training, params, names, _origin(file))
 
 
+def import_taesd(encoder: Path, decoder: Path, workdir: Path, config: ConfigDict) -> None:
+    """Makes a workdir from the two files of a published TAESD: an autoencoder like any other.
+
+    Args:
+        encoder: its state dict.
+        decoder: its state dict, which tells the channels.
+        workdir: an empty or new directory.
+        config: of an autoencoder; the fields of config.model that the files tell are replaced.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the workdir is not empty, a file is not a state dict or is of another architecture, or the config
+            is none of such an autoencoder.
+    """
+    _check_free(workdir)
+    if build.task_of(config) != "autoencoder" or config.model.get("network") != "taesd":
+        raise ValueError("--decoder is for TAESD: expected a config of it, --config=configs/autoencoder.py:taesd")
+    halves = [load_state_dict(file) for file in (encoder, decoder)]
+    config.model.update(settings_of(halves[1]))
+    training = build.make_training(config, parallel.make_mesh())
+    params = from_taesd(*halves, training.abstract_state.params)
+    origin = _origin(encoder) | {"decoder": _origin(decoder)}
+    _write_run(workdir, config, training, params, UNCONDITIONAL, origin)
+
+
 def import_safetensors(file: Path, workdir: Path) -> None:
     """Makes a workdir from a file of `exporting.export`, which holds config and class names, too.
 
@@ -66,7 +93,8 @@ def import_safetensors(file: Path, workdir: Path) -> None:
         training = build.make_training(config, parallel.make_mesh())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} has a config that describes no training: {error}") from error
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in training.abstract_state.params.items()}
+    tensors = training.abstract_state.params | build.codec_tensors(config)
+    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in tensors.items()}
     if expected != {name: (value.shape, value.dtype) for name, value in params.items()}:
         raise ValueError(f"{file} does not hold the tensors of the model that its own config describes")
     origin = _origin(file) | {"step": about["step"], "weights": about["weights"]}
@@ -112,16 +140,19 @@ def _write_run(
     if bad := [name for name, value in params.items() if not np.isfinite(value).all()]:
         raise ValueError(f"{origin['file']} has numbers that are not finite in {len(bad)} tensors, first {bad[0]}")
     key = jax.device_put(jax.random.key(config.seed), training.replicated)
+    network, codec = split_codec(params, build.codec_tensors(config))
     meta = {
         "config": workdirs.to_json(config),
         "class_names": list(class_names),
         "data_sha256": None,  # of no data: training accepts any that have these classes
         "versions": workdirs.versions(),
         "origin": dict(origin),
+        "codec_sha256": sha256_of_codec(codec),
     }
+    write_codec(workdir, codec)
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save(build.first_state(training, key, params), meta)
+        checkpoints.save(build.first_state(training, key, network), meta)
         checkpoints.wait()
     # Named last: without a checkpoint, a workdir with a config would let training start at random.
     workdirs.write_identity(workdir, config)
-    log.info("imported %s into %s. Next: python run_sample.py --workdir=%s", origin["file"], workdir, workdir)
+    log.info("imported %s into %s", origin["file"], workdir)

@@ -10,11 +10,12 @@ import numpy as np
 from fooddiff.arrays import Batch
 from fooddiff.data.ahead import ahead
 from fooddiff.data.cache import Dataset
+from fooddiff.data.latents import Latents
 from fooddiff.data.order import batch_order
 
 
 def device_batches(
-    dataset: Dataset,
+    dataset: Dataset | Latents,
     *,
     seed: int,
     batch_size: int,
@@ -30,7 +31,7 @@ def device_batches(
     failed. Close the iterator to end the thread.
 
     Args:
-        dataset: images and labels.
+        dataset: images, or latents, and labels.
         seed: the run's data seed, >= 0.
         batch_size: images per global batch, a multiple of the shards of the batch axis.
         start_step: the step of the first batch, >= 0.
@@ -39,8 +40,8 @@ def device_batches(
         prefetch: batches that wait on the devices, >= 1.
 
     Returns:
-        An endless iterator of Batch(pixels u8[n, h, w, 3], {"y": i32[n]}); batch k depends only on
-        (seed, start_step + k).
+        An endless iterator of Batch(pixels u8[n, h, w, 3] or latents f32[n, h, w, c], {"y": i32[n]}); batch k
+        depends only on (seed, start_step + k).
 
     Raises:
         ValueError: the devices cannot divide the batch, or a number is out of range.
@@ -55,24 +56,20 @@ def device_batches(
             f"{dict(sharding.mesh.shape)} with {sharding.spec}; choose a batch size that is a multiple of "
             f"the number of devices"
         ) from error
-    images = np.asarray(dataset.images)  # a view: np.memmap's own indexing is slower
 
     def make(step: int) -> Batch:
-        indices, mirrored = batch_order(seed, step, num_examples=len(images), batch_size=batch_size)
+        indices, mirrored = batch_order(seed, step, num_examples=len(dataset.images), batch_size=batch_size)
+        mirrored = mirrored & flip
 
         def pixels(index: tuple[slice, ...]) -> np.ndarray:
-            block = images[indices[index[0]]]
-            if flip:
-                rows = mirrored[index[0]]
-                block[rows] = block[rows, :, ::-1]
-            return block
+            return dataset.take(indices[index[0]], mirrored[index[0]])
 
         def labels(index: tuple[slice, ...]) -> np.ndarray:
             return dataset.labels[indices[index[0]]]
 
         with jax.transfer_guard_host_to_device("allow"):  # the one transfer of the loop that is meant
             batch = Batch(
-                pixels=jax.make_array_from_callback((batch_size, *images.shape[1:]), sharding, pixels),
+                pixels=jax.make_array_from_callback((batch_size, *dataset.example_shape), sharding, pixels),
                 cond={"y": jax.make_array_from_callback((batch_size,), sharding, labels)},
             )
         return jax.block_until_ready(batch)

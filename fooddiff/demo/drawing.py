@@ -79,7 +79,7 @@ class Painter:
                 descent = stepper.advance(params, key, padded, descent, here, order.spec.guidance)
                 done = i + 1
                 seen = jax.block_until_ready(descent.x_t if done == count else descent.x_0)
-                images = np.asarray(stepper.decode(seen))[: len(chunk)] if done in shown else None
+                images = np.asarray(stepper.decode(params, seen))[: len(chunk)] if done in shown else None
                 yield Look(first, done, count, images)
 
     def _stepper(self, spec: SamplerSpec) -> Stepper:

@@ -50,9 +50,14 @@ def descend(step: Step, steps: Transition, descent: Descent) -> Descent:
 
 
 def ancestral(
-    denoise: Denoiser, steps: Transition, descent: Descent, noise: Noise, cond: Cond, *,
+    denoise: Denoiser,
+    steps: Transition,
+    descent: Descent,
+    noise: Noise,
+    cond: Cond,
+    *,
     gradient: Gradient | None = None,
-) -> Descent:  # fmt: skip
+) -> Descent:
     """Draws x_next ~ p(x_next | x_t) at every step (DDPM algorithm 2); the last step returns the mean.
 
     With the gradient of a classifier, every mean is moved by the variance times it (Dhariwal, Nichol 2021, arXiv

@@ -1,12 +1,13 @@
 """What lies between an autoencoder's encoder and its decoder: a diagonal Gaussian, or a codebook. Pure functions."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fooddiff.arrays import Array, Float, Image, Int, PerExample, Scalar
+from fooddiff.arrays import Array, Float, Image, Int, Params, PerExample, Scalar
 
 LOG_VAR_RANGE = (-30.0, 20.0)
 """Where latent-diffusion keeps the log variance, so that its exponential neither vanishes nor overflows."""
@@ -96,3 +97,16 @@ def nearest_code(z: Image, codebook: Float[Array, "k d"]) -> Int[Array, "n h w"]
     """The index of the code with the smallest distance to each position's vector, the first of equals."""
     products = jnp.einsum("nhwd,kd->nhwk", z, codebook, precision=jax.lax.Precision.HIGHEST)
     return ((codebook**2).sum(axis=1)[None, None, None] - 2 * products).argmin(axis=-1)
+
+
+class Bottleneck(NamedTuple):
+    """How latents are read from an encoder's output, and what a decoder makes them from. Nothing is drawn."""
+
+    latents: Callable[[Array], Image]  # the encoder's output -> latents
+    to_decoder: Callable[[Params, Image], Image]  # (parameters, latents) -> what the decoder takes
+
+
+GAUSSIAN = Bottleneck(lambda moments: posterior_of(moments).mean, lambda params, z: z)
+CODEBOOK = Bottleneck(lambda z: z, lambda params, z: params["codebook"][nearest_code(z, params["codebook"])])
+OPEN = Bottleneck(lambda z: z, lambda params, z: z)
+"""What an encoder without any of these gives is its latents."""

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fooddiff.arrays import Params
+from fooddiff.build import codec_tensors
 from fooddiff.runs.load import TrainedModel
 from fooddiff.runs.workdir import WorkdirError, differences, to_json
 
@@ -35,9 +36,15 @@ def starting_weights(
     Raises:
         WorkdirError: the models differ in more than that; names the first tensors that do not fit.
     """
+    codecs = [to_json(each).get("codec", {}).get("model") for each in (source.config, config)]
+    if codecs[0] != codecs[1]:
+        raise WorkdirError(
+            "config.init_from is a model of other latents, or of pixels: its config.codec.model is not the one given"
+        )
     renewed = {LABEL_EMBEDDING} & like.keys() if source.class_names != class_names else set()
     expected = {name: leaf.shape for name, leaf in like.items() if name not in renewed}
-    found = {name: leaf.shape for name, leaf in source.params.items() if name not in renewed}
+    apart = renewed | codec_tensors(source.config).keys()
+    found = {name: leaf.shape for name, leaf in source.params.items() if name not in apart}
     problems = [
         f"{name}: this model has {expected.get(name, 'none')}, the other has {found.get(name, 'none')}"
         for name in expected | found

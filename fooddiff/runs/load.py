@@ -11,10 +11,19 @@ from ml_collections import ConfigDict
 
 from fooddiff import parallel, processes
 from fooddiff.arrays import Params
-from fooddiff.build import DiffusionModel, check_ema_rates, make_model, power_lengths, recipe, task_of
+from fooddiff.build import (
+    DiffusionModel,
+    check_ema_rates,
+    codec_tensors,
+    make_model,
+    power_lengths,
+    recipe,
+    task_of,
+)
 from fooddiff.data.sources.source import checked_class_names
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints, choose_step
+from fooddiff.runs.codec_file import check_codec, read_codec, sha256_of_codec, split_codec
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.runs.workdir import WorkdirError
 from fooddiff.train.averages import power_name
@@ -67,6 +76,9 @@ def load_trained(
         params = checkpoints.restore_weights(
             step, parallel.with_sharding(abstract_params(model.network), replicated), average
         )
+    codec = read_codec(workdir, codec_tensors(config))
+    check_codec(meta.get("codec_sha256"), codec, workdir)
+    params |= {name: jax.device_put(value, replicated) for name, value in codec.items()}
     return TrainedModel(config, model, class_names, params, step, name, meta)
 
 
@@ -79,7 +91,8 @@ def _load_file(file: Path, step: int | None, weights: str, mesh: jax.sharding.Me
             f"{file} holds the weights {about['weights']} of step {about['step']}: expected these, got step {step} and "
             f"weights {weights}"
         )
-    expected = {name: leaf.shape for name, leaf in abstract_params(model.network).items()}
+    tensors = abstract_params(model.network) | codec_tensors(config)
+    expected = {name: leaf.shape for name, leaf in tensors.items()}
     if expected != {name: value.shape for name, value in params.items()}:
         raise WorkdirError(f"{file} does not hold the tensors of the model that its own config describes")
     replicated = parallel.replicated(mesh)
@@ -111,6 +124,7 @@ def make_guide(guide: TrainedModel, guided: TrainedModel) -> Guide:
         ("classes", lambda trained: trained.model.num_classes and trained.class_names),
         ("image size", lambda trained: trained.config.data.image_size),
         ("process", _process),
+        ("codec", lambda trained: sha256_of_codec(split_codec(trained.params, codec_tensors(trained.config))[1])),
     ):
         if of(guide) != of(guided):
             raise WorkdirError(
@@ -175,6 +189,7 @@ def described(meta: Mapping[str, Any], where: Path) -> tuple[ConfigDict, tuple[s
         check_ema_rates(config.ema.rates)
         power_lengths(config.ema)
         model = make_model(config)
+        codec_tensors(config)  # whatever cannot be built is to be found here
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise WorkdirError(f"{where} does not describe a model: {error}") from error
     if model.num_classes not in (None, len(class_names)):

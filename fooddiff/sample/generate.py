@@ -16,15 +16,14 @@ from fooddiff.diffusion.samplers import Descent, Noise, begin
 from fooddiff.keys import sample_noise, stream
 from fooddiff.xla import jit
 
+BoundSampler: TypeAlias = Callable[[Transition, Descent, Noise, Cond], Descent]
+"""A sampler with its denoiser."""
 Draw: TypeAlias = Callable[[Params, Key, Int[Array, "n 2"]], Pixels]
 """The compiled sampler: (params, key, ids) -> uint8[n, h, w, 3]."""
 
-Run: TypeAlias = Callable[[Transition, Descent, Noise, Cond], Descent]
-"""A sampler that has its denoiser."""
-
 
 def make_draw(
-    sampler: Callable[[Params], Run],
+    sampler: Callable[[Params], BoundSampler],
     steps: Transition,
     codec: Codec,
     *,
@@ -51,7 +50,8 @@ def make_draw(
     def draw(params, key, ids):
         ids = jax.lax.with_sharding_constraint(ids, batch)
         descent = begin(_first_noise(key, ids, codec))
-        return codec.decode(sampler(params)(steps, descent, _step_noise(key, ids, codec), _cond(ids, conditional)).x_t)
+        descent = sampler(params)(steps, descent, _step_noise(key, ids, codec), _cond(ids, conditional))
+        return codec.decode(params, descent.x_t)
 
     return draw
 
@@ -65,11 +65,11 @@ class Stepper(NamedTuple):
     begin: Callable[[Key, Int[Array, "n 2"]], Descent]
     advance: Callable[[Params, Key, Int[Array, "n 2"], Descent, Transition, Float[Array, ""]], Descent]
     """(params, key, ids, descent, the next of the steps, stacked, scale) -> descent."""
-    decode: Callable[[Image], Pixels]
+    decode: Callable[[Params, Image], Pixels]
 
 
 def make_stepper(
-    sampler: Callable[[Params, Float[Array, ""]], Run],
+    sampler: Callable[[Params, Float[Array, ""]], BoundSampler],
     codec: Codec,
     *,
     conditional: bool,

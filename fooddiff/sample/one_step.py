@@ -49,7 +49,7 @@ def make_one_step(
         def at(level):
             level = jax.tree.map(lambda number: jnp.full((len(x_0),), number), level)
             x_t = add_noise(level, x_0, eps)
-            return codec.decode(x_t), codec.decode(denoise(x_t, level, cond).x_0)
+            return codec.decode(params, x_t), codec.decode(params, denoise(x_t, level, cond).x_0)
 
         noisy, predicted = jax.lax.map(at, levels)
         shown = jnp.stack([jnp.broadcast_to(pixels, noisy.shape), noisy, predicted], axis=2)

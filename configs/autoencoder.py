@@ -1,0 +1,97 @@
+r"""An autoencoder of 64x64 dishes for two CPU cores, whose latents latent.py diffuses: 16x16x8, a sixth of the numbers.
+
+    python run_train.py --config=configs/autoencoder.py:kl --config.data.source=archive \
+        --config.data.path=food-101.tar.gz --workdir=runs/autoencoder
+
+Expected result: not yet measured.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import hybrid
+
+
+def get_config(variant: str = "kl") -> ConfigDict:
+    """Returns the config; sections that are not here are those of hybrid.py.
+
+    Args:
+        variant: "kl", "vq", or "gpu128" and "gpu256", which are for a GPU and KL, too, or "taesd", to import; given
+            after a colon: --config=configs/autoencoder.py:vq.
+    """
+    variants = {"kl": None, "vq": None, "gpu128": _gpu128, "gpu256": _gpu256, "taesd": _taesd}
+    if variant not in variants:
+        raise ValueError(f"autoencoder takes the variant {', '.join(variants)}, got {variant!r}")
+    bottleneck = "vq" if variant == "vq" else "kl"
+    objectives = {"kl": dict(weight=1e-6), "vq": dict(weight=1.0, beta=0.25)}
+    config = hybrid.get_config()
+    config.task = "autoencoder"
+    for section in ("diffusion", "sample"):
+        del config[section]
+    config.data.flip = True
+
+    config.objective = ConfigDict()
+    config.objective.name = bottleneck
+    config.objective.error = "l1"  # mean over the image; or l2
+    config.objective.update(objectives[bottleneck])  # weight: of the KL in nats, or the distance to codes, a dimension
+
+    config.model = ConfigDict()
+    config.model.network = "ldm"
+    config.model.model_channels = 32
+    config.model.channel_mult = (1, 2, 2)  # one level more halves the latents once more: this is f4, (1, 2) is f2
+    config.model.num_res_blocks = 1
+    config.model.attention_resolutions = ()  # pixels; besides, the middle always attends
+    config.model.z_channels = 8
+    config.model.latent_channels = 8
+    config.model.num_codes = 4096 if bottleneck == "vq" else placeholder(int)
+    config.model.norm_groups = 8
+    config.model.dropout = 0.0
+    config.model.dtype = "float32"
+
+    config.optimizer.lr = 1e-3
+    config.optimizer.b2 = 0.99
+    config.optimizer.warmup_steps = 200
+    config.optimizer.cooldown_steps = 2000
+    config.optimizer.clip_norm = 1.0
+    config.ema.rates = (0.999,)
+    config.train.steps = 10_000
+    config.train.batch_size = 32
+    config.train.checkpoint_every = 500
+
+    config.eval = ConfigDict()  # during training, of the test split
+    config.eval.every_steps = 500
+    config.eval.count = 505  # images, spread evenly over the classes; None takes all
+    config.eval.batch_size = 64
+    config.log.every_steps = 50
+    if (change := variants[variant]) is not None:
+        change(config)
+    return config
+
+
+def _taesd(config: ConfigDict) -> None:
+    """A published tiny autoencoder, 8 times smaller a side, whose files tell the channels of its latents."""
+    config.objective = ConfigDict(dict(name="none", error="l1"))
+    config.model = ConfigDict(dict(network="taesd", latent_channels=4, pools=False, channels=64, dtype="float32"))
+    config.ema.warmup = False  # an average that starts at trained weights needs none
+
+
+def _gpu128(config: ConfigDict) -> None:
+    """128x128 pixels to 32x32x8."""
+    config.data.image_size = 128
+    config.model.model_channels = 96
+    config.model.channel_mult = (1, 2, 4)
+    config.model.num_res_blocks = 2
+    config.model.norm_groups = 32
+    config.model.dtype = "bfloat16"
+    config.optimizer.lr = 3e-4
+    config.train.steps = 50_000
+    config.train.batch_size = 64
+    config.train.checkpoint_every = 5000
+    config.eval.every_steps = 5000
+
+
+def _gpu256(config: ConfigDict) -> None:
+    """256x256 pixels to 32x32x8."""
+    _gpu128(config)
+    config.data.image_size = 256
+    config.model.channel_mult = (1, 2, 4, 4)

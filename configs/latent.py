@@ -1,0 +1,53 @@
+r"""Diffusion in the latents of an autoencoder: Food-101 at 64x64 for two CPU cores, at 128x128 or 256x256 for a GPU.
+
+    python run_train.py --config=configs/latent.py --config.codec.path=runs/autoencoder \
+        --config.data.source=archive --config.data.path=food-101.tar.gz --workdir=runs/latent
+
+The autoencoder is one of autoencoder.py, of the same variant: docs/latent.md. Expected result: not yet measured.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import autoencoder, food101_cheap
+
+
+def get_config(variant: str = "cpu64") -> ConfigDict:
+    """Returns the config; sections that are not here are those of food101_cheap.py.
+
+    Args:
+        variant: "cpu64", "taesd", "gpu128" or "gpu256", given after a colon: --config=configs/latent.py:gpu256.
+    """
+    variants = {"cpu64": _cpu64, "taesd": _cpu64, "gpu128": _gpu, "gpu256": _gpu}
+    if variant not in variants:
+        raise ValueError(f"latent takes the variant {', '.join(variants)}, got {variant!r}")
+    of_images = autoencoder.get_config("kl" if variant == "cpu64" else variant)
+    config = food101_cheap.get_config()
+    config.data.image_size = of_images.data.image_size
+    config.codec = ConfigDict()
+    config.codec.path = placeholder(str)  # its workdir or exported file; read when a run begins, which keeps a copy
+    config.codec.model = of_images.model  # what it must be
+    variants[variant](config)
+    return config
+
+
+def _cpu64(config: ConfigDict) -> None:
+    config.model.patch_size = 1  # 16x16x8 latents: the transformer has 8x8 positions, as that of the pixels has
+
+
+def _gpu(config: ConfigDict) -> None:
+    """32x32 latents, and a transformer of 16x16 positions."""
+    config.model.patch_size = 1
+    config.model.conv_channels = 256
+    config.model.width = 768
+    config.model.depth = 16
+    config.model.num_heads = 12
+    config.model.embed_dim = 768
+    config.model.dtype = "bfloat16"
+    config.optimizer.lr = 3e-4
+    config.optimizer.cooldown_steps = 20_000
+    config.train.steps = 200_000
+    config.train.batch_size = 256
+    config.train.checkpoint_every = 10_000
+    config.sample.every_steps = 10_000
+    config.eval.every_steps = 10_000

@@ -1,0 +1,87 @@
+"""What the training of an autoencoder does beside its steps: it reconstructs images of the test split."""
+
+import logging
+from functools import partial
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from fooddiff import build, processes
+from fooddiff.commands.actions import Actions, Surroundings
+from fooddiff.commands.likelihood import balanced_rows
+from fooddiff.commands.reconstructions import Reconstruct, in_batches
+from fooddiff.data.cache import Dataset
+from fooddiff.eval.reconstruction import check_size, psnr, ssim
+from fooddiff.files.atomic import write_atomically
+from fooddiff.sample.grid import class_grid, png_bytes
+from fooddiff.settings import ConfigError, check_positive
+from fooddiff.train.loop import Periodic
+from fooddiff.train.state import TrainState
+
+log = logging.getLogger(__name__)
+
+GRID = (12, 3)  # columns, and pairs of an image with its reconstruction in each
+
+
+def make_actions(config: ConfigDict, model: build.AutoencoderModel, mesh: jax.sharding.Mesh) -> Actions:
+    """The actions that config.eval asks for.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+    settings = config.eval
+    for field in ("every_steps", "batch_size"):
+        check_positive(f"eval.{field}", settings[field])
+    if settings.count is not None:
+        check_positive("eval.count", settings.count)
+    if settings.batch_size % mesh.size:
+        raise ConfigError(f"config.eval.batch_size {settings.batch_size} cannot be divided among {mesh.size} devices")
+    try:
+        check_size(config.data.image_size, config.data.image_size)
+    except ValueError as error:
+        raise ConfigError(f"config.data.image_size: {error}") from error
+    reconstruct = build.make_reconstruct(model, mesh)
+
+    def periodic(around: Surroundings) -> list[Periodic]:
+        heldout = build.make_dataset(config, "test")
+        rows = balanced_rows(heldout.labels, settings.count)
+        return [Periodic(settings.every_steps, partial(_reconstruct, config, reconstruct, heldout, rows, around))]
+
+    return Actions(
+        check_data=lambda dataset: None,
+        periodic=periodic,
+        next_command="python -m fooddiff.eval reconstructions --workdir={}",
+    )
+
+
+def _reconstruct(
+    config: ConfigDict, reconstruct: Reconstruct, heldout: Dataset, rows: np.ndarray, around: Surroundings,
+    step: int, state: TrainState,
+) -> None:  # fmt: skip
+    """Records PSNR and SSIM of the raw weights and of the first average, and draws each with the real images above."""
+    averages = {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
+    for name, params in ({"raw": state.params} | averages).items():
+        real = heldout.images[rows]
+        ours = in_batches(partial(reconstruct, params), real, config.eval.batch_size)
+        found = {"PSNR": psnr(real, ours), "SSIM": ssim(real, ours)}
+        numbers = {f"eval/{name}/{metric}, n={len(rows)}": float(values.mean()) for metric, values in found.items()}
+        around.recorder.scalars(step, numbers)
+        log.info("step %d, %s: %s", step, name, ", ".join(f"{what} {number:.4g}" for what, number in numbers.items()))
+        if processes.is_first():
+            path = around.workdir / "samples" / f"step_{step:07d}_{name}_reconstructions.png"
+            path.parent.mkdir(exist_ok=True)
+            labels = [heldout.class_names[y] for y in heldout.labels[rows]]
+            write_atomically(path, png_bytes(pairs_grid(real, ours, labels)))
+            around.recorder.picture(step, f"reconstructions/{name}", path)
+    around.add_score(step, -float(found["PSNR"].mean()))  # of the average, if there is one; the lower the better
+
+
+def pairs_grid(real: np.ndarray, ours: np.ndarray, labels: list[str]) -> Image.Image:
+    """Lays out the first images, each above its reconstruction, with the class of the uppermost below the column."""
+    columns = min(GRID[0], len(real))
+    pairs = min(GRID[1], len(real) // columns)
+    chosen = np.stack([real, ours], axis=1)[: columns * pairs]  # pair i stands in column i % columns
+    by_column = chosen.reshape(pairs, columns, 2, *real.shape[1:]).swapaxes(0, 1)
+    return class_grid(by_column.reshape(columns, 2 * pairs, *real.shape[1:]), labels[:columns])

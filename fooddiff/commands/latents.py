@@ -1,0 +1,92 @@
+"""What a training takes its batches from, and the codec that its model needs: pixels need none."""
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fooddiff import build, parallel, processes
+from fooddiff.arrays import Params
+from fooddiff.codec import MEAN, PREFIX, STD
+from fooddiff.commands.reconstructions import in_batches
+from fooddiff.data.cache import Dataset
+from fooddiff.data.latents import Latents, load_latents
+from fooddiff.runs.load import load_trained
+from fooddiff.settings import ConfigError, flatten
+
+log = logging.getLogger(__name__)
+
+BATCH = 64  # images that are encoded at once, at least
+FREE = ("dropout", "dtype")  # of an autoencoder's config: change nothing in what its weights mean
+
+
+class Feed(NamedTuple):
+    """What batches are taken from, and the codec's tensors by their names among the model's parameters."""
+
+    examples: Dataset | Latents
+    codec: Params
+
+
+def feed_of(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh, *, begun: Params | None) -> Feed:
+    """Prepares the examples of a training.
+
+    A run that begins takes the averaged weights of the autoencoder at config.codec.path, and the statistics of the
+    latents that these give; afterwards, the run has both of its own.
+
+    Args:
+        config: of the run.
+        dataset: the training images.
+        mesh: devices.
+        begun: the codec of the model that the run goes on with; None for one that begins.
+
+    Returns:
+        Pixels and no codec, or latents with theirs.
+
+    Raises:
+        ConfigError: config.codec.path is not given, or holds another autoencoder than config.codec.model.
+        FileNotFoundError: it holds no model.
+    """
+    if "codec" not in config:
+        return Feed(dataset, {})
+    tensors = {PREFIX + name: value for name, value in _autoencoder(config, mesh).items()} if begun is None else begun
+    tensors = {name: np.asarray(value) for name, value in tensors.items()}
+    own = {name: value for name, value in tensors.items() if name not in (MEAN, STD)}
+    encode = build.make_encode(build.make_codec_model(config), mesh)
+    params = {name.removeprefix(PREFIX): value for name, value in own.items()}
+    params = jax.device_put(params, parallel.replicated(mesh))
+    latents = load_latents(
+        dataset,
+        lambda pixels: in_batches(partial(encode, params), pixels, BATCH + -BATCH % mesh.size),
+        codec_sha256=processes.sha256_of(own),
+        mirror=config.data.flip,
+        cache_dir=Path(config.data.cache_dir).expanduser(),
+    )
+    if begun is None:
+        tensors |= {MEAN: latents.mean, STD: latents.std}
+    return Feed(replace(latents, mean=tensors[MEAN], std=tensors[STD]), tensors)
+
+
+def _autoencoder(config: ConfigDict, mesh: jax.sharding.Mesh) -> Params:
+    """The weights at config.codec.path."""
+    if config.codec.get("path") is None:
+        raise ConfigError("config.codec.path is None, expected the workdir or the file of a trained autoencoder")
+    path = Path(config.codec.path)
+    trained = load_trained(path, step=None, weights="ema", mesh=mesh, task="autoencoder")
+    ours, theirs = (flatten(each.to_dict()) for each in (config.codec.model, trained.config.model))
+    ours, theirs = ({name: _list(value) for name, value in each.items()} for each in (ours, theirs))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in FREE and ours.get(name) != theirs.get(name):
+            raise ConfigError(
+                f"config.codec.model.{name} is {ours.get(name)}, but {theirs.get(name)} in the autoencoder {path}"
+            )
+    log.info("latents of the autoencoder %s, step %d, weights %s", path, trained.step, trained.weights)
+    return trained.params
+
+
+def _list(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
