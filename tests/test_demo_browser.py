@@ -121,6 +121,7 @@ def test_dishes_are_chosen_and_drawn_by_keyboard(page):
     write(page, "steps", "60")  # long enough to be seen on the way
     write(page, "seed", str(time.time_ns() % 1000))
     draw(page)
+    wait_for(page, "Drawing")
     early = until(lambda: pictures(page))
     wait_for(page, "Drawn: 4 images")
     assert len(pictures(page)) == 4
