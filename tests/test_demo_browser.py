@@ -118,6 +118,7 @@ def pictures(page):
 def test_dishes_are_chosen_and_drawn_by_keyboard(page):
     choose(page, "ice cream", "pizza")
     write(page, "number", "2")
+    write(page, "steps", "60")  # long enough to be seen on the way
     write(page, "seed", str(time.time_ns() % 1000))
     draw(page)
     wait_for(page, "Drawing")

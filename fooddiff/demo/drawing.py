@@ -96,7 +96,7 @@ def menu_of(model: Model) -> Menu:
     usual = build.sampler_spec(trained.config.sample)
     process = trained.model.process
     max_steps = MAX_STEPS if process is None else min(MAX_STEPS, len(process.timesteps))
-    usual = replace(usual, steps=min(usual.steps or USUAL_STEPS, max_steps))
+    usual = replace(usual, steps=min(usual.steps or USUAL_STEPS, max_steps), classifier_scale=0.0)
     return Menu(model.class_names, tuple(build.SAMPLERS), usual, max_steps, trained.model.null_label is not None)
 
 

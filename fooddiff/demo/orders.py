@@ -170,5 +170,5 @@ def command_of(order: Order, menu: Menu, workdir: Path, *, step: int, weights: s
         f"--guidance={spec.guidance!r}",
     ]  # fmt: skip
     words += [f"--eta={spec.eta!r}"] * (spec.eta != usual.eta)
-    words += ["--out=samples"] * workdir.is_file()  # there is no folder beside a file of weights that is a run's
+    words += ["--out=samples"] * workdir.is_file()  # rather than beside the file, which may be the package's
     return shlex.join(words)
