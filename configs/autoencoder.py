@@ -3,7 +3,7 @@ r"""An autoencoder of 64x64 dishes for two CPU cores, whose latents latent.py di
     python run_train.py --config=configs/autoencoder.py:kl --config.data.source=archive \
         --config.data.path=food-101.tar.gz --workdir=runs/autoencoder
 
-Expected result: not yet measured.
+Two CPU cores that other programs shared trained about 10 images per second. Expected result: not yet measured.
 """
 
 from ml_collections import ConfigDict
@@ -51,10 +51,10 @@ def get_config(variant: str = "kl") -> ConfigDict:
     config.optimizer.lr = 1e-3
     config.optimizer.b2 = 0.99
     config.optimizer.warmup_steps = 200
-    config.optimizer.cooldown_steps = 2000
+    config.optimizer.cooldown_steps = 1500
     config.optimizer.clip_norm = 1.0
     config.ema.rates = (0.999,)
-    config.train.steps = 10_000
+    config.train.steps = 5000  # 160,000 images
     config.train.batch_size = 32
     config.train.checkpoint_every = 500
 
