@@ -147,13 +147,13 @@ def test_a_signal_to_one_process_stops_the_sampling_of_both_and_nothing_is_drawn
     out = workspace / "interrupted_samples"
     command = ["run_sample.py", f"--workdir={together}", "--per_class=400", "--batch_size=4", f"--out={out}"]
     with started_together([*command, "--distributed"], workspace / "logs") as running:
-        running[0].wait_until(lambda: len(list(out.glob("*/*.npy"))) >= 3)
+        running[0].wait_until(lambda: len(list(out.glob("*.partial/*.npz"))) >= 3)
         running[1].popen.send_signal(signal.SIGINT)
         assert [process.end()[0] for process in running] == [128 + signal.SIGINT] * 2
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*.npy")}
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.partial/*.npz")}
     assert 3 <= len(kept) < 1000
     with started_together([*command, "--distributed"], workspace / "logs") as running:
-        running[0].wait_until(lambda: len(list(out.glob("*/*.npy"))) >= len(kept) + 2)
+        running[0].wait_until(lambda: len(list(out.glob("*.partial/*.npz"))) >= len(kept) + 2)
         assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
