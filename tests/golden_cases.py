@@ -49,7 +49,7 @@ def diffusion_cases(directory: Path = GOLDEN) -> list[Case]:
     """The cases of diffusion.json."""
     arrays = _load_arrays(directory / "diffusion.npz")
     return [
-        Case(name, config, _below(arrays, name))
+        Case(name, config, below(arrays, name))
         for name, config in _load_json(directory / "diffusion.json")["cases"].items()
     ]
 
@@ -61,7 +61,7 @@ def spacing_cases(directory: Path = GOLDEN) -> dict[str, list[int]]:
 
 def resampler_arrays(directory: Path = GOLDEN) -> dict[str, np.ndarray]:
     """What was fed to the loss-second-moment sampler and its weights afterwards."""
-    return _below(_load_arrays(directory / "diffusion.npz"), "resampler")
+    return below(_load_arrays(directory / "diffusion.npz"), "resampler")
 
 
 def unet_cases(directory: Path = GOLDEN) -> list[Case]:
@@ -93,7 +93,7 @@ def cases_of_kind(kind: str, directory: Path = GOLDEN) -> list[Case]:
 def part(manifest: Case, name: str) -> Case:
     """One of several cases of a manifest, with its own arrays."""
     entries = manifest.config.get("cases", {}) | manifest.config.get("network_cases", {})
-    return Case(name, entries[name], _below(manifest.arrays, name))
+    return Case(name, entries[name], below(manifest.arrays, name))
 
 
 def checkpoint_files(directory: Path = GOLDEN) -> list[Path]:
@@ -103,7 +103,7 @@ def checkpoint_files(directory: Path = GOLDEN) -> list[Path]:
 
 def weights(case: Case, folder: str = "weights") -> dict[str, np.ndarray]:
     """A network's parameters under the reference's names, in float32."""
-    return {name: value.astype(np.float32) for name, value in _below(case.arrays, folder).items()}
+    return {name: value.astype(np.float32) for name, value in below(case.arrays, folder).items()}
 
 
 # From the reference's arguments to ours
@@ -343,6 +343,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays `<prefix>/<name>`, by name."""
     prefix += "/"
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

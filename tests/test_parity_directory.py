@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 TESTS = Path(__file__).parent
-FILES = [TESTS / f"test_golden_{part}.py" for part in ("diffusion", "unet", "trajectory", "adm", "ldm")]
+FILES = [
+    TESTS / f"test_golden_{part}.py" for part in ("diffusion", "unet", "trajectory", "adm", "guidance", "ldm", "cfg")
+]
 
 CHANGED = {
     "adm_unet": [("out", 2e-4), ("grad_x", 5e-4)],
     "adm_classifier": [("logits", 1e-4)],
     "superres": [("upsampled", 1e-4), ("grad_low_res", 5e-4)],
+    "adm_guidance": [("p_sample_clip0", 1e-4)],
+    "cfg": [("x", 5e-4)],
     "ldm_autoencoder_kl": [("kl", 2e-4), ("gaussian/kl_to_other", 1e-4)],
     "ldm_autoencoder_vq": [("legacy/grad_codebook", 1e-5)],
     "ldm_vq_model": [("reconstruction", 2e-4)],
@@ -61,6 +65,8 @@ def renamed(tmp_path):
         if "checkpoint" in manifest:
             shutil.copy(source / manifest["checkpoint"], target / f"other_{manifest['checkpoint']}")
             manifest["checkpoint"] = f"other_{manifest['checkpoint']}"
+        for case in manifest.get("network_cases", {}).values():
+            case |= {network: f"other_{case[network]}" for network in ("unet", "classifier")}
         (target / f"other_{path.name}").write_text(json.dumps(manifest))
         shutil.copy(path.with_suffix(".npz"), target / f"other_{path.stem}.npz")
     trajectory = json.loads((source / "trajectory.json").read_text())
@@ -78,8 +84,11 @@ def test_other_names_of_cases(renamed):
     for path in renamed.glob("unet_*.json"):
         assert f"test_equals_reference[{path.stem.removeprefix('unet_')}] PASSED" in result.stdout
     for path in manifests_with_kind(renamed):
-        assert f"test_equals_reference[{path.stem}] PASSED" in result.stdout
-        if "checkpoint" in json.loads(path.read_text()):
+        manifest = json.loads(path.read_text())
+        cases = {**manifest.get("cases", {}), **manifest.get("network_cases", {})} or [path.stem]
+        for case in cases:
+            assert f"reference[{case}] PASSED" in result.stdout
+        if "checkpoint" in manifest:
             assert f"test_checkpoint[{path.stem}] PASSED" in result.stdout
     for path in renamed.glob("*.pt"):
         assert f"test_openai_checkpoint[{path.name}] PASSED" in result.stdout
@@ -95,13 +104,13 @@ def test_changed_files_fail(renamed):
         (f"unet_{unet}.npz", "out", 1e-3),
         ("trajectory.npz", "loss", 1e-2),
     ]
-    of_kinds = [
-        (path, array, relative)
-        for path in manifests_with_kind(renamed)
-        for array, relative in CHANGED.get(json.loads(path.read_text())["kind"], ())
-    ]
-    assert of_kinds
-    changes += [(path.with_suffix(".npz").name, array, relative) for path, array, relative in of_kinds]
+    expected = [(case, "posterior_mean_coef1"), (case, "p_sample"), (unet, "out"), ("trajectory", "loss")]
+    for path in manifests_with_kind(renamed):
+        manifest = json.loads(path.read_text())
+        first = next(iter(manifest.get("cases", {})), None)
+        for array, relative in CHANGED[manifest["kind"]]:
+            changes.append((path.with_suffix(".npz").name, f"{first}/{array}" if first else array, relative))
+            expected.append((first or path.stem, array))
     for file, array, relative in changes:
         with np.load(renamed / file, allow_pickle=False) as stored:
             arrays = dict(stored)
@@ -110,6 +119,5 @@ def test_changed_files_fail(renamed):
         np.savez(renamed / file, **arrays)
     result = run(renamed)
     assert result.returncode == 1
-    expected = [(case, "posterior_mean_coef1"), (case, "p_sample"), (unet, "out"), ("trajectory", "loss")]
-    for owner, name in expected + [(path.stem, array) for path, array, _ in of_kinds]:
+    for owner, name in expected:
         assert f"{owner}/{name}: " in result.stdout
