@@ -262,3 +262,15 @@ def test_a_file_of_a_later_format_is_refused(workdir, tmp_path):
         read_weights(file)
     with pytest.raises(FileNotFoundError, match="no run in"):
         fooddiff.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("part", [b"pizza", np.float32(0.7).tobytes()])
+def test_a_flipped_bit_of_a_file_of_weights_is_noticed(tmp_path, part):
+    file = tmp_path / "flipped.safetensors"
+    about = {"config": {}, "class_names": ["pizza"], "step": 1, "weights": "raw", "images_seen": 1}
+    write_weights(file, {"w": np.full(2, 0.7)}, about, half=False)
+    data = bytearray(file.read_bytes())
+    data[data.index(part)] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="not those that were written"):
+        read_weights(file)

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import safe_open
 
+from fooddiff import processes
 from fooddiff.arrays import Params
 from fooddiff.files.atomic import atomic_path
 
@@ -34,8 +35,9 @@ def write_weights(path: Path, params: Params, about: Mapping[str, Any], *, half:
     """
     tensors = {name: np.asarray(value, np.float16 if half else np.float32) for name, value in params.items()}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
+    texts = {"format": str(FORMAT), "licence": LICENCE, **texts}
     with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, {"format": str(FORMAT), "licence": LICENCE, **texts})
+        safetensors.numpy.save_file(tensors, temporary, texts | {"sha256": _hash(texts, tensors)})
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -43,7 +45,8 @@ def read_weights(path: Path) -> WeightsFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not one of ours or is not whole; whether its tensors fit its model is not checked.
+        ValueError: the file is not one of ours, or not what was written; whether its tensors fit its model is not
+            checked.
     """
     try:
         with safe_open(path, framework="numpy") as tensors:
@@ -51,6 +54,8 @@ def read_weights(path: Path) -> WeightsFile:
             params = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (it is no mapping)
         if int(metadata["format"]) > FORMAT:
             raise ValueError(f"it has format {metadata['format']}, this version reads up to {FORMAT}: update fooddiff")
+        if metadata.pop("sha256") != _hash(metadata, params):
+            raise ValueError("its contents are not those that were written: get the file again")
         about = {name: json.loads(metadata[name]) for name in ("config", "class_names", "step", "images_seen")}
         about["step"], about["weights"] = int(about["step"]), metadata["weights"]
     except FileNotFoundError:
@@ -60,3 +65,7 @@ def read_weights(path: Path) -> WeightsFile:
             f"{path} was not written by `python -m fooddiff.convert export`, or is not whole: {error}"
         ) from error
     return WeightsFile(about, params)
+
+
+def _hash(texts: Mapping[str, str], tensors: Params) -> str:
+    return processes.sha256_of({"texts": {name: np.array(text) for name, text in texts.items()}, "tensors": tensors})
