@@ -86,6 +86,31 @@ def test_distances_measured_otherwise_are_never_drawn_together(run, change):
     assert sorted(len(comparison.rows) for comparison in report.comparisons) == [1, 4]
 
 
+def agreement(**changes):
+    shares = {"agreement-top1": 0.125, "agreement-top5": 0.25, "accuracy-top1": 0.375, "accuracy-top5": 0.625}
+    results = [
+        {"metric": f"{name}[classifier abcdef01]", "value": value, "error": 0.01, "bias": None, "n": 303}
+        for name, value in shares.items()
+    ]
+    return evaluation() | {"results": results, "judge": {"sha256": "abcdef01" * 8}} | changes
+
+
+def test_class_agreement_stands_beside_the_accuracy_on_real_images(run):
+    before = page_of(run)
+    (run / "eval" / "agreement.json").write_text(json.dumps(agreement()))
+    after = page_of(run)
+    assert 'id="agreement"' not in before
+    row = re.search(r'<tr title="agreement.json">.*?</tr>', after, re.DOTALL)[0]
+    assert re.findall(r"\d+\.\d%", row) == ["12.5%", "25.0%", "37.5%", "62.5%"]
+    assert "abcdef01" in row
+    assert len(read_run(run, "run").distances) == 4
+
+
+def test_a_damaged_record_of_agreement_is_named(run, capsys):
+    (run / "eval" / "agreement.json").write_text(json.dumps(agreement(results=[{"metric": "agreement", "value": 1}])))
+    assert "agreement.json is not a record of class agreement" in refused(capsys, run)
+
+
 def test_parts_of_the_loss_stand_in_the_order_of_noise(run):
     report = make_report([read_run(run, "run")], [])
     names = [panel.log.name.removesuffix("_log") for panel in report.parts]

@@ -81,6 +81,21 @@ class Floor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How often a classifier of real images reads in samples the class that they were drawn for, as shares."""
+
+    judge: str  # the beginning of its hash
+    sampler: str
+    step: int
+    weights: str
+    n: int
+    seed: int
+    of_samples: Mapping[str, float]  # "top1", "top5"
+    of_real_images: Mapping[str, float]  # of the test split
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A run as its workdir tells it."""
 
@@ -90,6 +105,7 @@ class Run:
     versions: Mapping[str, str]
     records: Sequence[Mapping[str, float | None]]  # of metrics.jsonl
     distances: Sequence[Distance]
+    agreements: Sequence[Agreement]
     grids: Mapping[str, Mapping[int, Path]]  # by weights and step
     one_steps: Mapping[int, Path]  # pictures of predictions in one step, by training step
 
@@ -121,7 +137,9 @@ def read_run(workdir: Path, name: str) -> Run:
         records = read_scalars(workdir)
     except (ValueError, OSError) as error:
         raise ReportError(str(error)) from error
-    distances = [d for path in sorted((workdir / "eval").glob("*.json")) for d in read_distances(path)]
+    evaluations = sorted((workdir / "eval").glob("*.json"))
+    distances = [d for path in evaluations for d in read_distances(path)]
+    agreements = [a for path in evaluations for a in read_agreements(path)]
     return Run(
         name=name,
         workdir=workdir,
@@ -129,6 +147,7 @@ def read_run(workdir: Path, name: str) -> Run:
         versions=_read_json(versions) if versions.is_file() else {},
         records=records,
         distances=sorted(distances, key=lambda d: (str(d.conditions), d.weights, d.step)),
+        agreements=sorted(agreements, key=lambda a: (a.judge, a.sampler, a.weights, a.step, a.seed)),
         grids=_find_grids(workdir / "samples"),
         one_steps={
             int(match[1]): path
@@ -157,7 +176,7 @@ def read_distances(path: Path) -> list[Distance]:
                     resize=str(record["resize"]),
                     reference=str(reference["name"]),
                     reference_sha256=str(reference["identity"]["sha256"]),
-                    sampler=SamplerSpec(**made_by["sampling"]).name + _guide(made_by.get("recipe", {}).get("guide")),
+                    sampler=_sampler(made_by),
                 ),
                 step=int(made_by["step"]),
                 weights=str(made_by["weights"]),
@@ -173,10 +192,44 @@ def read_distances(path: Path) -> list[Distance]:
         raise ReportError(f"{path} is not a record of an evaluation: {error!r}") from error
 
 
-def _guide(guide: Mapping[str, Any] | None) -> str:
+def read_agreements(path: Path) -> list[Agreement]:
+    """Reads the shares of one record of `fooddiff.eval agreement`; another kind of record has none.
+
+    Raises:
+        ReportError: the file is damaged.
+    """
+    record = _read_json(path)
+    if "judge" not in record:
+        return []
+    try:
+        made_by = record["samples"]["made_by"]
+        shares = {"agreement": {}, "accuracy": {}}
+        for result in record["results"]:
+            what, top = re.fullmatch(r"(agreement|accuracy)-(top\d)\[.*\]", result["metric"]).groups()
+            shares[what][top] = float(result["value"])
+        return [
+            Agreement(
+                judge=str(record["judge"]["sha256"])[:8],
+                sampler=_sampler(made_by),
+                step=int(made_by["step"]),
+                weights=str(made_by["weights"]),
+                n=int(record["samples"]["n"]),
+                seed=int(made_by["seed"]),
+                of_samples=shares["agreement"],
+                of_real_images=shares["accuracy"],
+                path=path,
+            )
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ReportError(f"{path} is not a record of class agreement: {error!r}") from error
+
+
+def _sampler(made_by: Mapping[str, Any]) -> str:
+    """How samples were drawn, and by what they were guided."""
+    name, guide = SamplerSpec(**made_by["sampling"]).name, made_by.get("recipe", {}).get("guide")
     if guide is None:
-        return ""
-    return f" by step {guide['step']} {guide['weights']} ({guide['weights_sha256'][:8]})"
+        return name
+    return f"{name} by step {guide['step']} {guide['weights']} ({guide['weights_sha256'][:8]})"
 
 
 def read_floors(path: Path) -> list[Floor]:
