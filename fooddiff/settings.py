@@ -3,6 +3,7 @@
 A section is the keyword arguments of one function, so a misspelt field is an error that lists the right ones.
 """
 
+import difflib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -14,6 +15,16 @@ class ConfigError(ValueError):
     """A config value that cannot be; the message names it and what is allowed."""
 
 
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """The end of a message about a name that is not known: ": did you mean ...?", or "" where no known one is near.
+
+    A dotted name is near those with the same last part, too.
+    """
+    near = difflib.get_close_matches(name.lower().replace(" ", "_"), known, n=1)
+    near += [one for one in known if one.rpartition(".")[2] == name.rpartition(".")[2]]
+    return f": did you mean {near[0]}?" if near else ""
+
+
 def choose(section: str, value: str, table: Mapping[str, Any]) -> Any:
     """Looks up a config string.
 
@@ -21,7 +32,8 @@ def choose(section: str, value: str, table: Mapping[str, Any]) -> Any:
         ConfigError: the value is not in the table; lists those that are.
     """
     if not isinstance(value, str) or value not in table:
-        raise ConfigError(f"config.{section} is {value!r}, expected one of {', '.join(table)}")
+        near = did_you_mean(str(value), table)
+        raise ConfigError(f"config.{section} is {value!r}, expected one of {', '.join(table)}{near}")
     return table[value]
 
 
@@ -50,7 +62,10 @@ def check_known(section: str, values: Collection[str], known: Collection[str]) -
     """Raises ConfigError if a section, or with "" the config itself, has a field that is not known."""
     if unknown := sorted(set(values) - set(known)):
         where = f"config.{section}" if section else "config"
-        raise ConfigError(f"{where} has no field {', '.join(unknown)}; its fields are {', '.join(known) or 'none'}")
+        near = did_you_mean(unknown[0], known)
+        raise ConfigError(
+            f"{where} has no field {', '.join(unknown)}; its fields are {', '.join(known) or 'none'}{near}"
+        )
 
 
 def check_type(name: str, value: Any, expected: type | UnionType) -> None:

@@ -230,7 +230,7 @@ def test_command_lines(trained, tmp_path):
     assert len(list(tmp_path.glob("*.npz"))) == 1
     for arguments, message in [
         (("run_sample.py", "--workdir=/nowhere"), "no run in /nowhere"),
-        (("run_train.py", "--config=configs/digits.py", "--config.train.stepps=4"), 'Did you mean "steps"'),
+        (("run_train.py", "--config=configs/digits.py", "--config.train.stepps=4"), "did you mean train.steps?"),
         (("run_train.py", "--config=configs/digits.py"), "--workdir is missing"),
         (("run_train.py", "--config=configs/none.py", "--workdir=/nowhere"), "configs/none.py"),
     ]:

@@ -46,7 +46,7 @@ def the_record():
 
 
 def test_images_against_images(capsys):
-    call("images", npz("ours.npz", 24, 0), npz("real.npz", 30, 1), "--metrics", "fd", "kd", "pr")
+    call("images", npz("ours.npz", 24, 0), npz("real.npz", 30, 1), "--metrics=fd,kd,pr")
     record = the_record()
     metrics = [result["metric"].split("[")[0] for result in record["results"]]
     assert metrics == ["FD-64", "KD-64", "KD-64", "Precision-64", "Recall-64"]

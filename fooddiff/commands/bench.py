@@ -64,11 +64,9 @@ def _run(flags: argparse.Namespace) -> None:
         table.write(flags.json, flags.command, numbers)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fooddiff.bench", description="Measures how fast this machine works.", allow_abbrev=False
-    )
-    parser.add_argument("what", choices=BENCHMARKS)
+def _parser() -> shared.Parser:
+    parser = shared.Parser(prog="python -m fooddiff.bench", description="Measures how fast this machine works.")
+    parser.add_argument("what", metavar="WHAT", choices=BENCHMARKS, help=", ".join(BENCHMARKS))
     parser.add_argument("--config", metavar="FILE.py", help="--config.field=value changes a field; eval needs none")
     parser.add_argument("--reference", type=Path, help="a checkout of openai/improved-diffusion to compare with")
     parser.add_argument(

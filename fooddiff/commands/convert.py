@@ -45,17 +45,11 @@ def average(flags: argparse.Namespace) -> None:
     averaging.average(flags.workdir, length=flags.length, step=flags.step, out=flags.out, half=flags.half)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fooddiff.convert", description="Brings weights in and out.", allow_abbrev=False
-    )
+def _parser() -> shared.Parser:
+    parser = shared.Parser(prog="python -m fooddiff.convert", description="Brings weights in and out.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = subcommands.add_parser(
-        "import",
-        help="make a workdir from OpenAI's .pt or from an exported .safetensors",
-        allow_abbrev=False,
-    )
+    command = subcommands.add_parser("import", help="make a workdir from OpenAI's .pt or an exported .safetensors")
     command.set_defaults(run=import_file)
     command.add_argument("file", metavar="FILE", type=Path, help="the weights: .safetensors, else OpenAI's .pt")
     command.add_argument("--workdir", type=Path, required=True, help="where the run's files go")
@@ -67,14 +61,14 @@ def _parser() -> argparse.ArgumentParser:
         "--class_names", type=Path, help="text file, the name of class 0 in the first line; numbered if not given"
     )
 
-    command = subcommands.add_parser("export", help="write a checkpoint's weights to one file", allow_abbrev=False)
+    command = subcommands.add_parser("export", help="write a checkpoint's weights to one file")
     command.set_defaults(run=export_file)
-    shared.add_checkpoint(command)
+    shared.add_run(command)
     command.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors, or OpenAI's .pt")
     command.add_argument("--half", action="store_true", help="store a .safetensors file as float16")
 
     command = subcommands.add_parser(
-        "average", help="rebuild an average of any length from the power averages of a run", allow_abbrev=False
+        "average", help="rebuild an average of any length from the power averages of a run"
     )
     command.set_defaults(run=average)
     command.add_argument("--workdir", type=Path, required=True, help="the run's directory")

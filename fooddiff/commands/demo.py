@@ -14,13 +14,11 @@ PORT = 8101
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves a web page that draws."""
-    parser = argparse.ArgumentParser(
-        prog="fooddiff-demo", description="Serves a web page to play with a model.", allow_abbrev=False
-    )
-    shared.add_checkpoint(parser, required=False)
+    parser = shared.Parser(prog="fooddiff-demo", description="Serves a web page to play with a model.")
+    shared.add_run(parser, required=False)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="0 takes any that is free (default: %(default)s)")
-    flags = parser.parse_args(argv)
+    flags = shared.parse(parser, argv)
     with terminal.session(distributed=False):
         _serve(flags)
 

@@ -31,10 +31,13 @@ from fooddiff.runs.workdir import versions
 
 log = logging.getLogger(__name__)
 
+CACHE = Path("~/.cache/fooddiff").expanduser()
+IMAGES = "a folder of images, an npz with arr_0, or SOURCE:PATH:SPLIT such as archive:food-101.tar.gz:test"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one subcommand."""
-    flags = _parser().parse_args(argv)
+    flags = shared.parse(_parser(), argv)
     with session(distributed=flags.distributed), graceful_stop() as stop_signal:
         flags.stop_if_asked = partial(stop_if_asked, stop_signal)
         flags.run(flags)
@@ -110,6 +113,8 @@ def compare(flags: argparse.Namespace) -> None:
 def stats(flags: argparse.Namespace) -> None:
     """Writes mean and covariance of one feature of images as an npz with mu and sigma."""
     extractor, images = _extractor(flags), _open(flags.images, flags)
+    if len(extractor.names) > 1:
+        raise ValueError(f"--features is {','.join(extractor.names)}, expected one: a file holds the statistics of one")
     (name,) = extractor.names
     found = stats_of(extractor, images, name)
     processes.on_first(lambda: write_stats(flags.out, found, stats_provenance(extractor, images, name)))
@@ -190,7 +195,7 @@ def _reference(spec: str | None, flags: argparse.Namespace) -> ImageSet | Path |
 def _extractor(flags: argparse.Namespace) -> Extractor:
     if flags.inception is None:
         raise ValueError(f"no Inception weights are given. To download them: --inception {GENUINE_URLS[0]}\n{BY_HAND}")
-    names = tuple(dict.fromkeys(flags.features))
+    names = tuple(flags.features)
     weights = load_inception(flags.inception, names, cache_dir=flags.cache_dir, sha256=flags.inception_sha256)
     return make_extractor(
         weights,
@@ -213,65 +218,48 @@ def _holds_stats(spec: str) -> bool:
     return "mu" in names and "arr_0" not in names
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fooddiff.eval", description="Scores models and images.")
-    shared.add_distributed(parser)
+def _parser() -> shared.Parser:
+    parser = shared.Parser(prog="python -m fooddiff.eval", description="Scores models and images.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
-    what = "a folder of images, an npz with arr_0, or SOURCE:PATH:SPLIT such as archive:food-101.tar.gz:test"
-    features, metrics, scoring = _feature_flags(), _metric_flags(), _scoring_flags(what, shared.add_sampling)
 
-    command = subcommands.add_parser("run", parents=[scoring, metrics, features], help=run.__doc__)
-    shared.add_checkpoint(command)
-    shared.add_guide(command)
-    command.set_defaults(run=run)
+    def add(function: Callable[[argparse.Namespace], None], *adders: Callable[[shared.Parser], None]) -> shared.Parser:
+        command = subcommands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        command.set_defaults(run=function)
+        for adder in (shared.add_distributed, *adders):
+            adder(command)
+        return command
 
-    swept = _scoring_flags(what, shared.add_sweep)
-    command = subcommands.add_parser("sweep", parents=[swept, metrics, features], help=sweep.__doc__)
-    shared.add_checkpoint(command)
-    shared.add_guide(command)
-    command.set_defaults(run=sweep)
+    scores = (_add_metrics, _add_features)
+    add(run, shared.add_run, _add_samples, *scores, shared.add_sampling, shared.add_guide)
+    add(sweep, shared.add_run, _add_samples, *scores, shared.add_sweep, shared.add_guide)
 
-    command = subcommands.add_parser("follow", parents=[scoring, metrics, features], help=follow.__doc__)
-    shared.add_run(command)
-    command.set_defaults(run=follow)
+    command = add(follow, partial(shared.add_run, step=False), _add_samples, *scores, shared.add_sampling)
     command.add_argument("--poll_seconds", type=float, default=30.0, help="between two looks (default: 30)")
 
-    command = subcommands.add_parser("agreement", help=agreement.__doc__)
-    shared.add_checkpoint(command)
-    command.set_defaults(run=agreement)
+    command = add(agreement, shared.add_run, shared.add_sampling, shared.add_guide)
     command.add_argument("--judge", type=Path, required=True, help="workdir or file of the classifier that judges")
     command.add_argument(
         "--per_class", type=int, help="samples of each class; as many as the test split has if not given"
     )
     command.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
     command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
-    command.add_argument(
-        "--cache_dir", type=Path, default=Path("~/.cache/fooddiff").expanduser(), help="what was classified already"
-    )
-    shared.add_sampling(command)
-    shared.add_guide(command)
+    command.add_argument("--cache_dir", type=Path, default=CACHE, help="what was classified already")
 
-    command = subcommands.add_parser("images", parents=[metrics, features], help=images.__doc__)
-    command.set_defaults(run=images)
-    command.add_argument("a", metavar="A", help=what)
-    command.add_argument("b", metavar="B", help=f"{what}, or an npz with mu and sigma")
+    command = add(images, *scores)
+    command.add_argument("a", metavar="A", help=IMAGES)
+    command.add_argument("b", metavar="B", help=f"{IMAGES}, or an npz with mu and sigma")
     command.add_argument("--out", type=Path, default=Path("eval"), help="folder of the JSON record (default: eval)")
 
-    command = subcommands.add_parser("compare", help=compare.__doc__)
-    command.set_defaults(run=compare)
+    command = add(compare)
     command.add_argument("a", metavar="A", type=Path, help="WORKDIR/eval/....json")
     command.add_argument("b", metavar="B", type=Path, help="another, with the same seed and as many samples per class")
 
-    command = subcommands.add_parser("stats", parents=[features], help=stats.__doc__)
-    command.set_defaults(run=stats)
-    command.add_argument("images", metavar="IMAGES", help=what)
+    command = add(stats, _add_features)
+    command.add_argument("images", metavar="IMAGES", help=IMAGES)
     command.add_argument("out", metavar="OUT.npz", type=Path, help="the file to write")
-    command.add_argument("--features", nargs=1, choices=inception.DIMENSIONS, default=["64"], help="default: 64")
 
-    command = subcommands.add_parser("bpd", help=bpd.__doc__)
-    shared.add_checkpoint(command)
-    command.set_defaults(run=bpd)
-    command.add_argument("--split", choices=SPLITS, default="test", help="default: test")
+    command = add(bpd, shared.add_run)
+    command.add_argument("--split", choices=SPLITS, default="test", help="train or test (default: test)")
     command.add_argument("--count", type=int, help="images, spread evenly over the classes; all if not given")
     command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
@@ -279,41 +267,41 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--cache_dir", help="decoded data; the checkpoint's config says where if not given")
     command.add_argument("--out", type=Path, help="the file to write; WORKDIR/eval/bpd_....json if not given")
 
-    command = subcommands.add_parser("reconstructions", parents=[metrics, features], help=reconstructions.__doc__)
-    shared.add_checkpoint(command)
-    command.set_defaults(run=reconstructions)
-    command.add_argument("--reference", help=f"{what}; the test split of the run's data if not given")
+    command = add(reconstructions, shared.add_run, *scores)
+    command.add_argument("--reference", help=f"{IMAGES}; the test split of the run's data if not given")
     return parser
 
 
-def _feature_flags() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(add_help=False)
-    flags.add_argument("--inception", metavar="PATH_OR_URL", help="its weights: .pth, .npz, .safetensors or a URL")
-    flags.add_argument("--inception_sha256", metavar="HEX", help="what the SHA-256 of the weights must be")
-    flags.add_argument("--resize", choices=build.RESIZE, default="tf1", help="how images become 299x299 (default: tf1)")
-    flags.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
-    flags.add_argument("--image_size", type=int, default=64, help="pixels to which a SOURCE is brought (default: 64)")
-    flags.add_argument(
-        "--cache_dir", type=Path, default=Path("~/.cache/fooddiff").expanduser(), help="features, weights, decoded data"
+def _add_samples(parser: shared.Parser) -> None:
+    group = parser.add_argument_group("samples")
+    group.add_argument("--per_class", type=int, help="samples of each class; as many as the reference has if not given")
+    group.add_argument(
+        "--reference", help=f"{IMAGES}, or an npz with mu and sigma; the test split of the run's data if not given"
     )
-    return flags
 
 
-def _metric_flags() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(add_help=False)
-    flags.add_argument("--features", nargs="+", choices=inception.DIMENSIONS, default=["64"], help="default: 64")
-    flags.add_argument("--metrics", nargs="+", choices=METRICS, default=["fd"], help="default: fd")
-    flags.add_argument("--kid_subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
-    flags.add_argument("--kid_subset_size", type=int, default=1000, help="their size (default: 1000, or all)")
-    flags.add_argument("--seed", type=int, default=0, help="of samples and of those subsets (default: 0)")
-    return flags
-
-
-def _scoring_flags(what: str, add_sampling: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(add_help=False)
-    flags.add_argument(
-        "--reference", help=f"{what}, or an npz with mu and sigma; the test split of the run's data if not given"
+def _add_metrics(parser: shared.Parser) -> None:
+    group = parser.add_argument_group("scores")
+    group.add_argument(
+        "--metrics", type=shared.some_of(METRICS), default=["fd"], help=f"of {','.join(METRICS)} (default: fd)"
     )
-    flags.add_argument("--per_class", type=int, help="samples of each class; as many as the reference has if not given")
-    add_sampling(flags)
-    return flags
+    group.add_argument("--kid_subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
+    group.add_argument("--kid_subset_size", type=int, default=1000, help="their size (default: 1000, or all)")
+    group.add_argument("--seed", type=int, default=0, help="of samples and of those subsets (default: 0)")
+
+
+def _add_features(parser: shared.Parser) -> None:
+    group = parser.add_argument_group("features", "of the Inception network")
+    group.add_argument("--inception", metavar="PATH_OR_URL", help="its weights: .pth, .npz, .safetensors or a URL")
+    group.add_argument("--inception_sha256", metavar="HEX", help="what the SHA-256 of the weights must be")
+    group.add_argument(
+        "--features", type=shared.some_of(inception.DIMENSIONS), default=["64"],
+        help=f"of {','.join(inception.DIMENSIONS)} (default: 64)",
+    )  # fmt: skip
+    group.add_argument(
+        "--resize", metavar="RULE", choices=build.RESIZE, default="tf1",
+        help=f"how images become 299x299: {', '.join(build.RESIZE)} (default: tf1)",
+    )  # fmt: skip
+    group.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
+    group.add_argument("--image_size", type=int, default=64, help="pixels to which a SOURCE is brought (default: 64)")
+    group.add_argument("--cache_dir", type=Path, default=CACHE, help="features, weights, decoded data")

@@ -1,56 +1,112 @@
 """Flags that several commands share, and config files among them: `--config=FILE.py --config.field=value`.
 
-All commands use argparse, which knows subcommands; ml_collections reads the config and the changes of its fields.
+All commands use argparse, which knows subcommands; ml_collections reads the changes of a config's fields.
 """
 
 import argparse
+import importlib.util
+import inspect
 import itertools
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from fooddiff.sample.spec import SamplerSpec
+from fooddiff.settings import did_you_mean, flatten
 
 SWEPT = ("sampler", "steps", "guidance", "interval")
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses flags; `--config.field=value` and what follows is left for `load_config` as `overrides`.
+class _Help(argparse.HelpFormatter):
+    """Help whose first line has only what a command cannot do without."""
+
+    def add_usage(self, usage, actions, groups, prefix=None) -> None:
+        shown = [action for action in actions if action.required]
+        if prefix is None:  # it is "" where argparse asks for the name of a subcommand
+            shown.append(argparse.Action([], "flags", metavar="[--flag=value ...]"))
+        super().add_usage(usage, shown, [], prefix)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with short help and short errors that name what was probably meant; subcommands are of this class, too.
+
+    Flags are written out. `--config.field=value` is left over where there is a flag --config.
+    """
+
+    def __init__(self, **kwargs: Any):
+        """Takes what argparse does."""
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None) -> tuple[argparse.Namespace, list[str]]:
+        """Parses flags; a subcommand's are parsed by this method of its own."""
+        flags, rest = super().parse_known_args(args, namespace)
+        overrides = [one for one in rest if one.startswith("--config.")] if "config" in flags else []
+        strange = [one for one in rest if one.startswith("--") and one not in overrides]
+        if rest and rest[0] not in overrides:
+            strange.append(rest[0])
+        for argument in strange:
+            name = argument.partition("=")[0]
+            if not name.startswith("-"):
+                self.error(f"unexpected argument {argument!r}")
+            self.error(f"no flag {name}{did_you_mean(name, self._option_string_actions)}")
+        return flags, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = did_you_mean(str(value), action.choices)
+            raise argparse.ArgumentError(action, f"{value!r} is none of {', '.join(action.choices)}{near}")
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with one line and status 2."""
+        self.exit(2, f"error: {message} ({self.prog} --help lists all)\n")
+
+
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses flags; every `--config.field=value` is left for `load_config` as `overrides`.
 
     Args:
-        parser: made with allow_abbrev=False; knows a flag --config where fields may be changed.
+        parser: knows a flag --config where fields may be changed.
         argv: the arguments; None takes those of this process.
     """
     flags, flags.overrides = parser.parse_known_args(argv)
-    if flags.overrides and not ("config" in flags and flags.overrides[0].startswith("--config.")):
-        parser.error(
-            f"unexpected arguments: {' '.join(flags.overrides)} (a config's fields are written --config.field=value)"
-        )
     return flags
 
 
 def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
-    """Loads a config file.
+    """Loads a config file, which may import its neighbours as `from configs import ...`.
 
     Args:
         config: FILE.py or FILE.py:ARGUMENT.
-        overrides: each `--config.field=value`.
+        overrides: each `--config.field=value`, or in two parts.
 
     Raises:
-        ValueError: no such field, a value of another type, or an argument that is none of these.
+        ValueError: no such field, a value of another type, or an argument that the file refuses.
         OSError: no such file.
     """
-    argv = ["fooddiff", f"--config={config}", *overrides]
+    file, colon, argument = config.partition(":")
+    get_config = _get_config(Path(file))
+    if colon and not inspect.signature(get_config).parameters:
+        raise ValueError(f"{file} takes no argument, got {argument!r} after the colon")
+    made = get_config(argument) if colon else get_config()
+    known = flatten(made.to_dict())
+    for override in overrides:
+        if not (named := re.match(r"--config\.([^=[]*)", override)):
+            continue  # a value that stands after its flag
+        name = named[1]
+        if name not in known and not any(field.startswith(f"{name}.") for field in known):
+            raise ValueError(f"the config has no field {name}{did_you_mean(name, known)} (--helpconfig lists all)")
+    argv = ["fooddiff", *overrides]
     values = absl_flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
+        holder = config_flags.DEFINE_config_dict("config", made, flag_values=values, sys_argv=argv)
         _, *rest = values(argv)
-    except AttributeError as error:
-        raise ValueError(f"the config has no such field: {error}") from error
     except absl_flags.Error as error:
         raise ValueError(str(error)) from error
     if rest:
@@ -58,32 +114,63 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
     return holder.value
 
 
-def add_distributed(parser: argparse.ArgumentParser) -> None:
+def _get_config(path: Path) -> Callable[..., ConfigDict]:
+    """The function of that name in a file."""
+    if not path.is_file():
+        near = did_you_mean(str(path), [str(other) for other in path.parent.glob("*.py")])
+        raise FileNotFoundError(f"no config file {path}{near}")
+    spec = importlib.util.spec_from_file_location("the_config", path)
+    module = importlib.util.module_from_spec(spec)
+    with _importable(path.resolve().parent.parent):
+        spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} has no function get_config, so it is no config file")
+    return module.get_config
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def print_fields(config: ConfigDict) -> None:
+    """Prints every field of a config as the flag that sets it."""
+    for name, value in flatten(config.to_dict()).items():
+        print(f"--config.{name}={value}")
+
+
+def add_distributed(parser: Parser) -> None:
     """Adds the flag of a command that several processes can share."""
     parser.add_argument(
         "--distributed", action="store_true", help="this is one of several processes that work together"
     )
 
 
-def add_run(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds the flags that name a run and one of its sets of weights; the run may be left out unless it is required."""
+def add_run(parser: Parser, *, required: bool = True, step: bool = True) -> None:
+    """Adds the flags that name weights.
+
+    Args:
+        parser: of a command.
+        required: without, the run may be left out.
+        step: without, the command chooses the checkpoint itself.
+    """
     otherwise = "" if required else "; the weights that come with the package if not given"
-    parser.add_argument(
-        "--workdir", type=Path, required=required,
-        help=f"the run's directory, or a file of weights that was exported{otherwise}",
-    )  # fmt: skip
-    parser.add_argument(
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--workdir", type=Path, required=required, help=f"its directory, or an exported file of weights{otherwise}"
+    )
+    if step:
+        group.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
+    group.add_argument(
         "--weights", default="ema", help="raw, ema (the first rate of the config), ema_<rate> or power_<length>"
     )
 
 
-def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds the flags that name a run's weights at one step."""
-    add_run(parser, required=required)
-    parser.add_argument("--step", type=int, help="which checkpoint; the newest if not given")
-
-
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: Parser) -> None:
     """Adds the fields of `SamplerSpec`."""
     group = parser.add_argument_group("sampling", "as config.sample of the run says where it is not given")
     group.add_argument("--sampler", help="ancestral, ddim, dpmpp_2m, sde_dpmpp_2m or heun")
@@ -93,7 +180,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     _add_fine_points(group)
 
 
-def add_sweep(parser: argparse.ArgumentParser) -> None:
+def add_sweep(parser: Parser) -> None:
     """Adds lists of values of the main fields of `SamplerSpec`, and its other fields."""
     group = parser.add_argument_group(
         "sampling", "every combination; as config.sample of the run says what is not given"
@@ -112,7 +199,7 @@ def _add_fine_points(group: Any) -> None:
     group.add_argument("--classifier_scale", type=float, help="scale of the gradient of --classifier; 0 is none")
 
 
-def add_guide(parser: argparse.ArgumentParser) -> None:
+def add_guide(parser: Parser) -> None:
     """Adds the flags that name other networks that guide."""
     group = parser.add_argument_group("guides", "other networks that take part, with their averaged weights")
     group.add_argument("--guide", type=Path, help="workdir or file of a model from which --guidance moves away")
@@ -139,6 +226,20 @@ def fixed(flags: argparse.Namespace) -> dict[str, Any]:
 def names(text: str) -> list[str]:
     """Splits names at commas."""
     return [name.strip() for name in text.split(",")]
+
+
+def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """The type of a flag that takes some of a few names, with commas."""
+
+    def read(text: str) -> list[str]:
+        found = list(dict.fromkeys(names(text)))
+        for name in found:
+            if name not in known:
+                near = did_you_mean(name, known)
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}{near}")
+        return found
+
+    return read
 
 
 def _counts(text: str) -> list[int]:

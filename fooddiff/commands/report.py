@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fooddiff.commands import flags as shared
 from fooddiff.commands.terminal import plain_errors
 from fooddiff.report import figures
 from fooddiff.report.page import make_report, render, write_page
@@ -12,17 +13,17 @@ from fooddiff.report.runs import read_floors, read_run
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Compares runs."""
-    parser = argparse.ArgumentParser(
+    parser = shared.Parser(
         prog="python -m fooddiff.report", description="Compares runs on one page, which needs no network."
     )
     parser.add_argument("workdirs", metavar="WORKDIR", nargs="+", type=Path, help="directories of run_train.py")
     parser.add_argument("--out", type=Path, help="the page to write; report.html in the only workdir if not given")
     parser.add_argument("--figures", metavar="DIR", type=Path, help="write every figure as SVG and PNG, too")
     parser.add_argument(
-        "--floor", metavar="RECORD.json", nargs="+", type=Path, default=[],
-        help="records of `python -m fooddiff.eval images REAL REFERENCE`: what real images score",
+        "--floor", metavar="RECORD.json", action="append", type=Path, default=[],
+        help="a record of `python -m fooddiff.eval images REAL REFERENCE`: what real images score; may be repeated",
     )  # fmt: skip
-    flags = parser.parse_args(argv)
+    flags = shared.parse(parser, argv)
     if flags.out is None and len(flags.workdirs) > 1:
         parser.error("several runs need --out, for instance --out=report.html")
     with plain_errors():

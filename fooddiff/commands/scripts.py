@@ -1,6 +1,5 @@
 """The flags of `run_train.py` and `run_sample.py`. What a misspelt flag gets is said before JAX is imported."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +9,7 @@ from fooddiff.commands import terminal
 
 def train(argv: Sequence[str] | None = None) -> None:
     """Trains a config."""
-    parser = argparse.ArgumentParser(
-        description="Trains a model. The same command resumes a run that was interrupted.", allow_abbrev=False
-    )
+    parser = shared.Parser(description="Trains a model. The same command resumes a run that was interrupted.")
     parser.add_argument(
         "--config", required=True, metavar="FILE.py",
         help="for instance configs/digits.py; --config.field=value changes a field of it",
@@ -23,10 +20,14 @@ def train(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="print parameters, FLOP, memory and the data plan, time steps, and stop",
     )
+    parser.add_argument("--helpconfig", action="store_true", help="print all fields of the config, and stop")
     shared.add_distributed(parser)
     flags = shared.parse(parser, argv)
     with terminal.plain_errors():
         config = shared.load_config(flags.config, flags.overrides)
+        if flags.helpconfig:
+            shared.print_fields(config)
+            return
         if flags.workdir is None and not flags.dry_run:
             raise ValueError("--workdir is missing: where should the run's files go? For instance --workdir=runs/first")
     with terminal.session(distributed=flags.distributed):
@@ -40,18 +41,19 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 def sample(argv: Sequence[str] | None = None) -> None:
     """Samples from a trained run, or with the weights that come with the package."""
-    parser = argparse.ArgumentParser(description="Samples images from a trained run.", allow_abbrev=False)
-    shared.add_checkpoint(parser, required=False)
-    parser.add_argument("--classes", type=shared.names, default=[], help="class names with commas; all if not given")
-    parser.add_argument("--per_class", type=int, default=8, help="images per class (default: 8)")
+    parser = shared.Parser(description="Samples images from a trained run.")
+    shared.add_distributed(parser)
+    shared.add_run(parser, required=False)
+    images = parser.add_argument_group("images")
+    images.add_argument("--classes", type=shared.names, default=[], help="class names with commas; all if not given")
+    images.add_argument("--per_class", type=int, default=8, help="images per class (default: 8)")
+    images.add_argument("--seed", type=int, default=0, help="image i of a class depends on (seed, class, i) only")
+    images.add_argument("--batch_size", type=int, default=64, help="images per call of the compiled sampler")
+    images.add_argument("--single_files", action="store_true", help="also write every image as a PNG of its own")
+    images.add_argument("--out", type=Path, help="where the files go; samples of the workdir if not given")
     shared.add_sampling(parser)
     shared.add_guide(parser)
-    parser.add_argument("--seed", type=int, default=0, help="image i of a class depends on (seed, class, i) only")
-    parser.add_argument("--batch_size", type=int, default=64, help="images per call of the compiled sampler")
-    parser.add_argument("--single_files", action="store_true", help="also write every image as a PNG of its own")
-    parser.add_argument("--out", type=Path, help="where the files go; samples of the workdir if not given")
-    shared.add_distributed(parser)
-    flags = parser.parse_args(argv)
+    flags = shared.parse(parser, argv)
     with terminal.session(distributed=flags.distributed):
         from fooddiff.api import shipped_weights
         from fooddiff.commands import sample

@@ -1,6 +1,5 @@
 """What a visitor asks for, read from a query string that may come from anybody. Owns the limits and what is said."""
 
-import difflib
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from fooddiff.sample.spec import SamplerSpec
+from fooddiff.settings import did_you_mean
 
 MAX_IMAGES = 128  # of one order
 MAX_STEPS = 500
@@ -126,8 +126,7 @@ def _spec(one: dict[str, str], menu: Menu) -> SamplerSpec:
 def _known(what: str, name: str, names: Sequence[str]) -> str:
     if name in names:
         return name
-    near = difflib.get_close_matches(name.lower().replace(" ", "_"), names, n=1)
-    raise OrderError(f"there is no {what} {name[:60]!r}" + (f": did you mean {near[0]}?" if near else ""))
+    raise OrderError(f"there is no {what} {name[:60]!r}{did_you_mean(name, names)}")
 
 
 def _whole(name: str, text: str, low: int, high: int) -> int:

@@ -26,6 +26,7 @@ from fooddiff.runs.checkpoint import Checkpoints, choose_step
 from fooddiff.runs.codec_file import check_codec, read_codec, sha256_of_codec, split_codec
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.runs.workdir import WorkdirError
+from fooddiff.settings import did_you_mean
 from fooddiff.train.averages import power_name
 
 log = logging.getLogger(__name__)
@@ -214,7 +215,8 @@ def stored_weights(weights: str, ema: Mapping[str, Any]) -> tuple[str, str | Non
     known |= {power_name(length): power_name(length) for length in power_lengths(ema)}
     name = f"ema_{ema['rates'][0]}" if weights == "ema" and ema["rates"] else weights
     if name not in known:
-        raise WorkdirError(f"no weights {weights!r} in the checkpoint: expected {', '.join(known)}")
+        near = did_you_mean(weights, known)
+        raise WorkdirError(f"no weights {weights!r} in the checkpoint, expected {', '.join(known)}{near}")
     return name, known[name]
 
 
@@ -225,5 +227,6 @@ def class_ids(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
         WorkdirError: an unknown name; lists the classes.
     """
     if unknown := [name for name in wanted if name not in names]:
-        raise WorkdirError(f"no class {', '.join(map(repr, unknown))}: the model knows {', '.join(names)}")
+        near = did_you_mean(unknown[0], names)
+        raise WorkdirError(f"no class {', '.join(map(repr, unknown))}: the model knows {', '.join(names)}{near}")
     return [names.index(name) for name in wanted]
