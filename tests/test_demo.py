@@ -340,6 +340,49 @@ def test_a_full_line_is_refused(painter, weights):
             connection.close()
 
 
+# Requests that are not the page's own
+
+CROSS = {"sec-fetch-site": "cross-site"}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/draw?dish=pizza", {"origin": "https://evil.example"}),
+        ("/draw?dish=pizza", {"origin": "null"}),
+        ("/draw?dish=pizza", {"origin": "http://127.0.0.1:8000"}),
+        ("/draw?dish=pizza", CROSS | {"sec-fetch-dest": "image"}),
+        ("/draw?dish=pizza", CROSS | {"sec-fetch-dest": "document"}),
+        ("/draw?dish=pizza", {"sec-fetch-site": "same-site"}),
+        ("/", CROSS | {"sec-fetch-dest": "iframe"}),
+        ("/menu", {"host": "evil.example:8101"}),
+        ("/menu", {"host": "localhost.evil.example"}),
+        ("/menu", {"host": ""}),
+    ],
+)
+def test_what_other_pages_ask_for_is_refused(client, path, headers):
+    assert client.get(path, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/menu", {"host": "localhost:8101", "origin": "http://localhost:8101", "sec-fetch-site": "same-origin"}),
+        ("/menu", {"host": "[::1]:8101", "sec-fetch-site": "none"}),
+        ("/menu", {"host": "192.168.0.7"}),
+        ("/?dish=pizza", CROSS | {"sec-fetch-dest": "document"}),
+    ],
+)
+def test_the_page_itself_and_links_to_it_are_served(client, path, headers):
+    assert client.get(path, headers=headers).status_code == 200
+
+
+def test_a_server_that_others_see_has_any_name_but_no_other_pages(painter, weights):
+    with TestClient(make_app(painter, weights, host="0.0.0.0"), base_url="http://kitchen.local:8101") as client:
+        assert client.get("/menu").status_code == 200
+        assert client.get("/menu", headers={"origin": "https://evil.example"}).status_code == 403
+
+
 # The page and the command
 
 

@@ -16,7 +16,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Serves a web page that draws."""
     parser = shared.Parser(prog="fooddiff-demo", description="Serves a web page to play with a model.")
     shared.add_run(parser, required=False)
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in, under any name (default: %(default)s)"
+    )
     parser.add_argument("--port", type=int, default=PORT, help="0 takes any that is free (default: %(default)s)")
     flags = shared.parse(parser, argv)
     with terminal.session(distributed=False):
@@ -39,4 +41,4 @@ def _serve(flags: argparse.Namespace) -> None:
         host = f"[{flags.host}]" if ":" in flags.host else flags.host
         log.info("step %d, weights %s", painter.model.trained.step, painter.model.trained.weights)
         log.info("open http://%s:%d/ in a browser; Ctrl-C ends it", host, listener.getsockname()[1])
-        server.serve(server.make_app(painter, workdir), listener)
+        server.serve(server.make_app(painter, workdir, host=flags.host), listener)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Array, Int, Key, Params, Pixels

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fooddiff import build, parallel, processes
 from fooddiff.chunks import stored_chunks

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 import PIL
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fooddiff.arrays import Int, Pixels
 from fooddiff.data.ahead import ahead

@@ -6,8 +6,10 @@ network, and events let images appear while they are denoised and a closed page 
 
 import asyncio
 import base64
+import ipaddress
 import json
 import logging
+import re
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
@@ -21,6 +23,8 @@ import numpy as np
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
@@ -154,12 +158,59 @@ async def _until_closed(receive) -> None:
         pass
 
 
-def make_app(painter: Painter, workdir: Path) -> Starlette:
+class OwnPageOnly:
+    """Refuses what other sites' pages make a browser ask for, which reaches 127.0.0.1 and would take its time.
+
+    A browser says whose page asks in Origin and Sec-Fetch-Site. A page whose own name was made to lead here (DNS
+    rebinding) has that name in Host, so a server for its machine alone answers to no names but localhost and addresses.
+    A link to the page may be anywhere.
+    """
+
+    def __init__(self, app, *, any_name: bool):
+        """Wraps an app; any_name accepts every Host."""
+        self._app, self._any_name = app, any_name
+
+    async def __call__(self, scope, receive, send) -> None:
+        """Answers 403, or lets the request through."""
+        if scope["type"] != "http":  # the server's own start and end
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        followed_a_link = scope["path"] == "/" and headers.get("sec-fetch-dest") == "document"
+        if not (self._any_name or _name_of(host) == "localhost" or _address(_name_of(host))):
+            answer = PlainTextResponse(f"no server of the name {host[:60]!r}: --host=0.0.0.0 accepts any", 403)
+        elif headers.get("origin", f"http://{host}").partition("://")[2] != host or (
+            headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not followed_a_link
+        ):
+            answer = PlainTextResponse("another page asked for this", 403)
+        else:
+            answer = self._app
+        await answer(scope, receive, send)
+
+
+def _name_of(host: str) -> str:
+    """The name or address in HOST or HOST:PORT."""
+    return re.sub(r":\d*$", "", host).strip("[]")
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    with suppress(ValueError):
+        return ipaddress.ip_address(name)
+    return None
+
+
+def _is_local(host: str) -> bool:
+    """Whether a server that listens there is seen by its own machine alone."""
+    return host == "localhost" or getattr(_address(host), "is_loopback", False)
+
+
+def make_app(painter: Painter, workdir: Path, *, host: str = "127.0.0.1") -> Starlette:
     """Makes the server of a painter.
 
     Args:
         painter: draws.
         workdir: what the model was loaded from, for command lines.
+        host: where it will listen. One that other machines see may be called by any name.
     """
     studio, menu, trained = Studio(painter), painter.menu, painter.model.trained
 
@@ -222,6 +273,7 @@ def make_app(painter: Painter, workdir: Path) -> Starlette:
             Mount("/", StaticFiles(packages=[("fooddiff.demo", "page")], html=True)),
         ],
         exception_handlers={OrderError: refuse},
+        middleware=[Middleware(OwnPageOnly, any_name=not _is_local(host))],
     )
 
 

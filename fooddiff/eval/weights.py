@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.numpy
 from safetensors import safe_open
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fooddiff.eval import inception
 from fooddiff.files.atomic import atomic_path

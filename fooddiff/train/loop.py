@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from fooddiff.arrays import Batch, Key
 from fooddiff.train.state import TrainState
