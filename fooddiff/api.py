@@ -13,6 +13,8 @@ from fooddiff.runs.load import TrainedModel, class_ids, load_trained, make_guide
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
 
+__all__ = ["Model", "load"]
+
 SHIPPED = Path(__file__).parent / "weights" / "food101_cheap.safetensors"
 
 
