@@ -259,7 +259,7 @@ def test_nothing_is_overwritten(golden, tmp_path, capsys):
         (("import", "none.safetensors", DIGITS, "--workdir=/nowhere"), "leave out --config"),
         (("import", "none.pt", "--workdir=/nowhere"), "--config is missing"),
         (("import", "none.pt", "--config=none.py", "--workdir=/nowhere"), "none.py"),
-        (("import", "none.pt", DIGITS, "--config.model.heads=2", "--workdir=/nowhere"), "no such field"),
+        (("import", "none.pt", DIGITS, "--config.model.heads=2", "--workdir=/nowhere"), "did you mean model.num_heads"),
         (("import", "none.pt", DIGITS, "--config.seed=x", "--workdir=/nowhere"), "--config.seed=x"),
     ],
 )

@@ -101,7 +101,8 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
             continue  # a value that stands after its flag
         name = named[1]
         if name not in known and not any(field.startswith(f"{name}.") for field in known):
-            raise ValueError(f"the config has no field {name}{did_you_mean(name, known)} (--helpconfig lists all)")
+            near = did_you_mean(name, known)
+            raise ValueError(f"the config has no field {name}{near} (run_train.py --helpconfig lists all)")
     argv = ["fooddiff", *overrides]
     values = absl_flags.FlagValues()
     try:
