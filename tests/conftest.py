@@ -1,8 +1,8 @@
 """Every test runs on two fake CPU devices, with JAX's own checks switched on.
 
-The default suite compiles as fast as XLA can, since compiling is most of what it does: without LLVM's optimiser, and
-with the older code generator; `pytest -m slow` compiles as users do. Either compiles equal programs once per session,
-in all its processes, and traces them once per process.
+Programs are compiled as fast as XLA can, since compiling is most of what tests do: without LLVM's optimiser, and with
+the older code generator. `test_end_to_end` compiles as users do. Equal programs are compiled once per session, in all
+its processes, and traced once per process.
 """
 
 import gc
@@ -11,7 +11,7 @@ import tempfile
 
 import jax
 
-pytest_plugins = ["tests.data_fixtures", "tests.traced_once"]
+pytest_plugins = ["tests.data_fixtures", "tests.tiny_runs", "tests.traced_once"]
 
 FAST_TO_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
@@ -21,9 +21,7 @@ _cache = tempfile.TemporaryDirectory(prefix="fooddiff-xla-")
 
 
 def pytest_configure(config):
-    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
-    if config.option.markexpr != "slow":
-        flags.append(FAST_TO_COMPILE)
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2", FAST_TO_COMPILE]
     compiled = os.environ.setdefault("FOODDIFF_TEST_CACHE", _cache.name)  # workers inherit it
     os.environ |= {
         "XLA_FLAGS": " ".join(dict.fromkeys(" ".join(flags).split())),

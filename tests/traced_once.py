@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 
 from fooddiff import build
-from fooddiff.runs.workdir import to_json
 
 
 def remembered(function: Callable, name: Callable[..., object]) -> Callable:
@@ -22,11 +21,15 @@ def remembered(function: Callable, name: Callable[..., object]) -> Callable:
     return remembering
 
 
+def of_config(config, *others) -> tuple:
+    return json.dumps(config.to_dict(), default=repr), *others
+
+
 def of_model(config) -> str:
     """Names what models are made of."""
-    settings = to_json(config)
+    settings = config.to_dict()
     sections = [settings.get(section) for section in ("model", "diffusion", "codec")]
-    return json.dumps([sections, settings["data"]["image_size"]])
+    return json.dumps([sections, settings["data"]["image_size"]], default=repr)
 
 
 def of_sampler(model, mesh, spec, **others) -> tuple:
@@ -39,7 +42,7 @@ def traced_once():
         for task, maker in build.TASKS.items():
             patch.setitem(build.TASKS, task, maker._replace(model=remembered(maker.model, of_model)))
         for name, key in {
-            "make_training": lambda config, mesh: (json.dumps(to_json(config)), mesh),
+            "make_training": of_config,
             "make_sampler": of_sampler,
             "make_one_step": lambda model, mesh: (id(model), mesh),
         }.items():
