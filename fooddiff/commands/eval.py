@@ -31,6 +31,11 @@ from fooddiff.runs.workdir import versions
 
 log = logging.getLogger(__name__)
 
+# Flags that become arguments of the same names.
+CHECKPOINT = ("step", "weights")
+GUIDES = ("guide", "guide_step", "classifier")
+MEASURES = ("metrics", "kid_subsets", "kid_subset_size", "seed")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one subcommand."""
@@ -45,12 +50,8 @@ def run(flags: argparse.Namespace) -> None:
     scorer.run(
         flags.workdir,
         _scoring(flags, shared.sampling(flags)),
-        step=flags.step,
-        weights=flags.weights,
         reference=_reference(flags.reference, flags),
-        guide=flags.guide,
-        guide_step=flags.guide_step,
-        classifier=flags.classifier,
+        **_named(flags, *CHECKPOINT, *GUIDES),
     )
 
 
@@ -60,12 +61,8 @@ def sweep(flags: argparse.Namespace) -> None:
         flags.workdir,
         _scoring(flags, shared.fixed(flags)),
         shared.sweep(flags),
-        step=flags.step,
-        weights=flags.weights,
         reference=_reference(flags.reference, flags),
-        guide=flags.guide,
-        guide_step=flags.guide_step,
-        classifier=flags.classifier,
+        **_named(flags, *CHECKPOINT, *GUIDES),
     )
 
 
@@ -74,10 +71,8 @@ def follow(flags: argparse.Namespace) -> None:
     scorer.follow(
         flags.workdir,
         _scoring(flags, shared.sampling(flags)),
-        weights=flags.weights,
         reference=_reference(flags.reference, flags),
-        poll_seconds=flags.poll_seconds,
-        stop_if_asked=flags.stop_if_asked,
+        **_named(flags, "weights", "poll_seconds", "stop_if_asked"),
     )
 
 
@@ -88,10 +83,7 @@ def images(flags: argparse.Namespace) -> None:
         _open(flags.a, flags),
         _reference(flags.b, flags),
         extractor,
-        metrics=tuple(flags.metrics),
-        kid_subsets=flags.kid_subsets,
-        kid_subset_size=flags.kid_subset_size,
-        seed=flags.seed,
+        **_named(flags, *MEASURES),
         made_by={},
         versions=versions(),
     )
@@ -118,19 +110,8 @@ def stats(flags: argparse.Namespace) -> None:
 
 def bpd(flags: argparse.Namespace) -> None:
     """Evaluates the likelihood bound of a trained model on a split of its data and writes one JSON file."""
-    likelihood.run(
-        flags.workdir,
-        step=flags.step,
-        weights=flags.weights,
-        split=flags.split,
-        count=flags.count,
-        batch_size=flags.batch_size,
-        seed=flags.seed,
-        data_path=flags.data_path,
-        cache_dir=flags.cache_dir,
-        out=flags.out,
-        stop_if_asked=flags.stop_if_asked,
-    )
+    names = (*CHECKPOINT, "split", "count", "batch_size", "seed", "data_path", "cache_dir", "out", "stop_if_asked")
+    likelihood.run(flags.workdir, **_named(flags, *names))
 
 
 def reconstructions(flags: argparse.Namespace) -> None:
@@ -138,14 +119,8 @@ def reconstructions(flags: argparse.Namespace) -> None:
     autoencoders.run(
         flags.workdir,
         _extractor(flags),
-        step=flags.step,
-        weights=flags.weights,
         reference=None if flags.reference is None else _open(flags.reference, flags),
-        metrics=flags.metrics,
-        kid_subsets=flags.kid_subsets,
-        kid_subset_size=flags.kid_subset_size,
-        seed=flags.seed,
-        batch_size=flags.batch_size,
+        **_named(flags, *CHECKPOINT, *MEASURES, "batch_size"),
     )
 
 
@@ -154,31 +129,19 @@ def agreement(flags: argparse.Namespace) -> None:
     classes.run(
         flags.workdir,
         flags.judge,
-        step=flags.step,
-        weights=flags.weights,
         sampling=shared.sampling(flags),
-        guide=flags.guide,
-        guide_step=flags.guide_step,
-        classifier=flags.classifier,
-        per_class=flags.per_class,
-        seed=flags.seed,
-        batch_size=flags.batch_size,
-        cache_dir=flags.cache_dir,
-        stop_if_asked=flags.stop_if_asked,
+        **_named(flags, *CHECKPOINT, *GUIDES, "per_class", "seed", "batch_size", "cache_dir", "stop_if_asked"),
     )
 
 
 def _scoring(flags: argparse.Namespace, sampling: Mapping[str, Any]) -> scorer.Scoring:
     return scorer.Scoring(
-        extractor=_extractor(flags),
-        metrics=tuple(flags.metrics),
-        kid_subsets=flags.kid_subsets,
-        kid_subset_size=flags.kid_subset_size,
-        per_class=flags.per_class,
-        sampling=sampling,
-        seed=flags.seed,
-        batch_size=flags.batch_size,
+        extractor=_extractor(flags), sampling=sampling, **_named(flags, *MEASURES, "per_class", "batch_size")
     )
+
+
+def _named(flags: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(flags, name) for name in names}
 
 
 def _reference(spec: str | None, flags: argparse.Namespace) -> ImageSet | Path | None:
@@ -244,10 +207,8 @@ def _parser() -> argparse.ArgumentParser:
         "--per_class", type=int, help="samples of each class; as many as the test split has if not given"
     )
     command.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
-    command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
-    command.add_argument(
-        "--cache_dir", type=Path, default=Path("~/.cache/fooddiff").expanduser(), help="what was classified already"
-    )
+    _add_batch_size(command)
+    _add_cache(command, help="what was classified already")
     shared.add_sampling(command)
     shared.add_guide(command)
 
@@ -273,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=bpd)
     command.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     command.add_argument("--count", type=int, help="images, spread evenly over the classes; all if not given")
-    command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
+    _add_batch_size(command)
     command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     command.add_argument("--data_path", help="where the data are, if not where the checkpoint's config says")
     command.add_argument("--cache_dir", help="decoded data; the checkpoint's config says where if not given")
@@ -291,12 +252,18 @@ def _feature_flags() -> argparse.ArgumentParser:
     flags.add_argument("--inception", metavar="PATH_OR_URL", help="its weights: .pth, .npz, .safetensors or a URL")
     flags.add_argument("--inception_sha256", metavar="HEX", help="what the SHA-256 of the weights must be")
     flags.add_argument("--resize", choices=build.RESIZE, default="tf1", help="how images become 299x299 (default: tf1)")
-    flags.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
     flags.add_argument("--image_size", type=int, default=64, help="pixels to which a SOURCE is brought (default: 64)")
-    flags.add_argument(
-        "--cache_dir", type=Path, default=Path("~/.cache/fooddiff").expanduser(), help="features, weights, decoded data"
-    )
+    _add_batch_size(flags)
+    _add_cache(flags, help="features, weights, decoded data")
     return flags
+
+
+def _add_batch_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
+
+
+def _add_cache(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--cache_dir", type=Path, default=Path("~/.cache/fooddiff").expanduser(), help=help)
 
 
 def _metric_flags() -> argparse.ArgumentParser:
