@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # of a checkpoint's items; a program reads its own
 
-# Arrays are handed to Orbax as copies on the host, which it need not copy again.
+# Arrays are handed to Orbax on the host, where nobody changes them: it need not copy them.
 ocp.type_handlers.register_type_handler(
     np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
 )
@@ -125,7 +125,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
-        """Copies a state to the host, and hashes and writes it in the background; waits for the previous save first.
+        """Brings a state to the host, and hashes and writes it in the background; waits for the previous save first.
 
         Args:
             state: the state after step `state.step`.
@@ -136,7 +136,8 @@ class Checkpoints:
         """
         try:
             self._manager.wait_until_finished()
-            host = jax.tree.map(_copied, state)
+            # on the CPU these are the buffers themselves, which JAX then keeps from the next step
+            host = jax.tree.map(processes.on_host, state)
             rest = replace(host, params={}, ema={})
 
             def stored_meta() -> Mapping[str, Any]:
@@ -392,10 +393,6 @@ def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
     if step is not None and step not in steps:
         raise FileNotFoundError(f"no checkpoint of step {step} in {checkpoints.directory}: there are {steps}")
     return steps[-1] if step is None else step
-
-
-def _copied(leaf: jax.Array) -> np.ndarray:
-    return np.array(processes.on_host(leaf))  # a copy even on the CPU, where the next step takes the leaf's buffer
 
 
 def _restore_args(like):
