@@ -207,6 +207,7 @@ def test_a_page_says_what_is_missing(run, whole):
     assert all(said in page for said in missing.values())
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_settings_have_none_that_differ(tmp_path):
     a, b = (make_run(tmp_path / name) for name in ("a", "b"))
     assert "all runs have the same config.json" in page_of(a, b)
@@ -216,6 +217,7 @@ def test_runs_of_the_same_settings_have_none_that_differ(tmp_path):
     assert "<code>objective.name</code>" in html
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_figures(run, tmp_path, capsys):
     main([str(run), "--figures", str(tmp_path / "figures")])
     assert "report.html (" in capsys.readouterr().out
@@ -266,6 +268,7 @@ def test_directories_that_are_no_runs_and_forgotten_flags(run, tmp_path, capsys)
     assert "given twice" in refused(capsys, run, run, "--out", tmp_path / "page.html")
 
 
+@pytest.mark.slow
 def test_runs_of_equal_names_keep_their_paths(run, tmp_path):
     other = make_run(tmp_path / "other" / run.name)
     main([str(run), str(other), "--out", str(tmp_path / "page.html")])
