@@ -12,7 +12,7 @@ image and training step. Its accuracy is not yet measured.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import hybrid
+from configs import food101_cheap, hybrid
 
 
 def get_config(images: str = "noisy") -> ConfigDict:
@@ -50,11 +50,7 @@ def get_config(images: str = "noisy") -> ConfigDict:
     config.model.dropout = 0.1
     config.model.dtype = "float32"
 
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
-    config.optimizer.lr = 1e-3
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.99
+    config.optimizer = food101_cheap.get_config().optimizer
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 200
     config.optimizer.cooldown_steps = 2000

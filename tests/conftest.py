@@ -1,24 +1,27 @@
 """Every test runs on two fake CPU devices, with JAX's own checks switched on.
 
-The default suite compiles with LLVM's optimiser off, since compiling is most of what it does; `pytest -m slow` compiles
-as users do. Either compiles equal programs once per session, in all its processes.
+Programs are compiled as fast as XLA can, since compiling is most of what tests do: without LLVM's optimiser, and with
+the older code generator. `test_end_to_end` compiles as users do. Equal programs are compiled once per session, in all
+its processes, and traced once per process.
 """
 
+import gc
 import os
 import tempfile
 
 import jax
 
-pytest_plugins = ["tests.data_fixtures"]
+pytest_plugins = ["tests.data_fixtures", "tests.tiny_runs", "tests.traced_once"]
 
-UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FAST_TO_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 _cache = tempfile.TemporaryDirectory(prefix="fooddiff-xla-")
 
 
 def pytest_configure(config):
-    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
-    if config.option.markexpr != "slow":
-        flags.append(UNOPTIMISED)
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2", FAST_TO_COMPILE]
     compiled = os.environ.setdefault("FOODDIFF_TEST_CACHE", _cache.name)  # workers inherit it
     os.environ |= {
         "XLA_FLAGS": " ".join(dict.fromkeys(" ".join(flags).split())),
@@ -31,3 +34,4 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_debug_key_reuse", True)
+    gc.set_threshold(50_000)  # tracing makes many objects, and few of them are garbage

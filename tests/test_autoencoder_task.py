@@ -1,6 +1,7 @@
 """An autoencoder as something to train, on digits of 16 pixels: losses, resuming, scores, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -52,15 +53,18 @@ def config(folder: Path, bottleneck: str = "kl", **overrides) -> ConfigDict:
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return tmp_path_factory.mktemp("autoencoders")
+def workspace(shared_workspace):
+    return shared_workspace
 
 
-@pytest.fixture(scope="module", params=["kl", "vq"])
-def trained(request, workspace):
-    run = workspace / request.param
-    train.run(config(workspace, request.param, train__steps=12, eval__every_steps=12), run)
-    return run
+def whole(workspace, bottleneck: str = "kl", **overrides) -> ConfigDict:
+    """The config of the shared run of an autoencoder."""
+    return config(workspace, bottleneck, **(dict(train__steps=12, eval__every_steps=12) | overrides))
+
+
+@pytest.fixture(scope="module", params=["kl", pytest.param("vq", marks=pytest.mark.slow)])
+def trained(request, workspace, once):
+    return once(request.param, whole(workspace, request.param))
 
 
 def test_the_loss_falls_and_is_recorded_with_its_terms(trained):
@@ -81,20 +85,22 @@ def test_the_grid_holds_held_out_images_above_their_reconstructions(trained, wor
     assert (grid.images[:, 0] != grid.images[:, 1]).any()
 
 
-def test_a_resumed_run_is_the_undisturbed_one(workspace):
-    for name, stops in {"straight": (6,), "resumed": (4, 6)}.items():
-        for steps in stops:
-            train.run(config(workspace, train__steps=steps), workspace / name)
+@pytest.mark.slow
+def test_a_resumed_run_is_the_undisturbed_one(workspace, once, tmp_path):
+    for steps in (4, 12):
+        train.run(whole(workspace, train__steps=steps), tmp_path / "resumed")
     states = []
-    for name in ("straight", "resumed"):
-        like = build.make_training(config(workspace), parallel.make_mesh()).abstract_state
-        with Checkpoints(workspace / name, read_only=True) as checkpoints:
-            states.append(checkpoints.restore(6, like))
+    for run in (once("kl", whole(workspace)), tmp_path / "resumed"):
+        like = build.make_training(whole(workspace), parallel.make_mesh()).abstract_state
+        with Checkpoints(run, read_only=True) as checkpoints:
+            states.append(checkpoints.restore(12, like))
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_reconstructions_are_scored(trained, workspace, monkeypatch, capsys):
-    monkeypatch.chdir(workspace)
+@pytest.mark.slow
+def test_reconstructions_are_scored(trained, workspace, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trained = shutil.copytree(trained, "run")
     np.savez("stem.npz", **random_stem())
     model = load_trained(trained, step=None, weights="ema", mesh=parallel.make_mesh(), task="autoencoder")
     images = build.make_dataset(config(workspace), "test").images[:60]
@@ -113,9 +119,9 @@ def test_reconstructions_are_scored(trained, workspace, monkeypatch, capsys):
     assert "PSNR" in capsys.readouterr().out
 
 
-def test_a_report_shows_its_curves(trained):
-    report([str(trained)])
-    page = (trained / "report.html").read_text()
+def test_a_report_shows_its_curves(trained, tmp_path):
+    report([str(trained), f"--out={tmp_path / 'report.html'}"])
+    page = (tmp_path / "report.html").read_text()
     assert "last loss recorded" in page
     assert "not recorded" not in page
 

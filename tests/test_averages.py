@@ -76,6 +76,7 @@ def load(path, **choice):
     return load_trained(path, **(dict(step=None, weights="ema") | choice), mesh=parallel.make_mesh())
 
 
+@pytest.mark.slow
 def test_a_file_of_any_length_is_made_of_the_checkpoints_and_used_like_a_run(run, tmp_path, capsys):
     main(["average", f"--workdir={run}", "--length=0.07", "--step=5", f"--out={tmp_path / 'a.safetensors'}"])
     assert "rebuilt from 10 averages in the 5 checkpoints on the disk (steps 1 to 5)" in capsys.readouterr().err
@@ -94,6 +95,7 @@ def test_a_file_of_any_length_is_made_of_the_checkpoints_and_used_like_a_run(run
     assert len(list((tmp_path / "a" / "samples").glob("step_0000005_power_0.07_*.npz"))) == 1
 
 
+@pytest.mark.slow
 def test_stored_averages_are_weights_like_others(run):
     stored = load(run, weights=power_name(0.05))
     assert stored.weights == "power_0.05"
@@ -104,6 +106,7 @@ def test_stored_averages_are_weights_like_others(run):
         load(run, weights="power_0.07")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_rebuilt_is_said(run, tmp_path, capsys):
     (tmp_path / "there.safetensors").touch()
     for flags, message in [

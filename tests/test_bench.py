@@ -34,6 +34,7 @@ def fake_peer(tmp_path, monkeypatch):
     return reference.Peer(Path(sys.executable), tmp_path)
 
 
+@pytest.mark.slow
 def test_train_names_rate_work_memory_and_ratio(config, fake_peer, tmp_path):
     numbers = train.run(config, repetitions=2, peer=fake_peer)
     assert numbers["images"].median == pytest.approx(config.train.batch_size / numbers["one call"].median, rel=0.5)
@@ -48,6 +49,7 @@ def test_train_names_rate_work_memory_and_ratio(config, fake_peer, tmp_path):
     assert (asked["task"], asked["batch_size"], asked["image_size"]) == ("train", config.train.batch_size, 8)
 
 
+@pytest.mark.slow
 def test_the_peer_of_a_uvit_is_told_its_size(fake_peer, tmp_path):
     config = food101_cheap.get_config()
     config.train.batch_size = 2
@@ -60,12 +62,14 @@ def test_the_peer_of_a_uvit_is_told_its_size(fake_peer, tmp_path):
     assert (asked["task"], asked["averages"], asked["model"]["width"]) == ("train_uvit", 3, 16)
 
 
+@pytest.mark.slow
 def test_sample_and_data(config, fake_peer):
     numbers = sample.run(config, repetitions=1, peer=fake_peer)
     assert numbers["network calls"].median == pytest.approx(2 * numbers["images"].median)
     assert set(data.run(config, repetitions=1)) == {"as stored", "half of them mirrored"}
 
 
+@pytest.mark.slow
 def test_a_peer_that_fails_is_quoted(tmp_path, monkeypatch):
     worker = tmp_path / "worker.py"
     worker.write_text("raise ImportError('no torch here')")

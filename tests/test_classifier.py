@@ -46,14 +46,23 @@ def tiny_classifier(folder, images="noisy", **overrides):
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return tmp_path_factory.mktemp("classifier")
+def workspace(shared_workspace):
+    return shared_workspace
+
+
+def noisy(workspace):
+    """The config of the shared run of a classifier of noisy images."""
+    return tiny_classifier(workspace)
+
+
+def clean(workspace):
+    """The config of the shared run of a classifier of clean images."""
+    return tiny_classifier(workspace, "clean", train__keep_best=1, train__keep_checkpoints=1)
 
 
 @pytest.fixture(scope="module")
-def trained(workspace):
-    train.run(tiny_classifier(workspace), workspace / "noisy")
-    return workspace / "noisy"
+def trained(workspace, once):
+    return once("noisy", noisy(workspace))
 
 
 def numbers(run):
@@ -72,27 +81,25 @@ def test_training_reports_accuracy_by_level_in_training_and_on_held_out_images(t
     assert 0 <= last["eval/raw/top1, n=40"] <= last["eval/raw/top5, n=40"] <= 1
 
 
-def test_stopping_and_resuming_changes_nothing(workspace, trained):
-    whole, run = tiny_classifier(workspace), workspace / "halves"
-    train.run(tiny_classifier(workspace, train__steps=2, optimizer__cooldown_steps=3), run)
-    train.run(tiny_classifier(workspace, optimizer__cooldown_steps=1), run)
+@pytest.mark.slow
+def test_stopping_and_resuming_changes_nothing(workspace, tmp_path):
+    runs = tmp_path / "whole", tmp_path / "halves"
+    for run, stops in zip(runs, [(4,), (2, 4)], strict=True):
+        for steps in stops:
+            train.run(tiny_classifier(workspace, train__steps=steps, optimizer__cooldown_steps=None), run)
     a, b = (
-        load_trained(path, step=4, weights="ema", mesh=parallel.make_mesh(), task="classifier").params
-        for path in (trained, run)
+        load_trained(path, step=4, weights="ema", mesh=parallel.make_mesh(), task="classifier").params for path in runs
     )
-    assert whole.train.steps == 4
-    assert a.keys() == b.keys()
-    held = [{k: v for k, v in numbers(path)[4].items() if k.startswith("eval/")} for path in (trained, run)]
-    assert held[0].keys() == held[1].keys()
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    held = [{k: v for k, v in numbers(path)[4].items() if k.startswith("eval/")} for path in runs]
+    assert held[0] == held[1] != {}
 
 
-def test_a_clean_classifier_knows_no_levels_and_the_error_picks_checkpoints(workspace):
-    config = tiny_classifier(workspace, "clean", train__keep_best=1)
-    config.train.keep_checkpoints = 1
-    train.run(config, workspace / "clean")
-    assert not any("log_snr" in name for record in read_scalars(workspace / "clean") for name in record)
-    score = json.loads((workspace / "clean" / "checkpoints" / "4" / "metrics" / "metrics").read_text())["score"]
-    np.testing.assert_allclose(score, 1 - numbers(workspace / "clean")[4]["eval/ema_0.995/top1, n=40"])
+def test_a_clean_classifier_knows_no_levels_and_the_error_picks_checkpoints(workspace, once):
+    run = once("clean", clean(workspace))
+    assert not any("log_snr" in name for record in read_scalars(run) for name in record)
+    score = json.loads((run / "checkpoints" / "4" / "metrics" / "metrics").read_text())["score"]
+    np.testing.assert_allclose(score, 1 - numbers(run)[4]["eval/ema_0.995/top1, n=40"])
 
 
 def test_commands_refuse_a_model_of_another_task(workspace, trained, tmp_path):
@@ -123,6 +130,7 @@ def test_a_classifier_is_exported_and_loaded_from_one_file(trained, tmp_path):
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_dry_run_knows_classifiers(tmp_path, capsys):
     dry_run.run(tiny_classifier(tmp_path))
     assert "FLOP per image" in capsys.readouterr().out
@@ -150,12 +158,11 @@ def test_more_held_out_images_than_there_are_is_said_before_the_first_step(works
     assert not (tmp_path / "run").exists()
 
 
-def test_samples_in_folders_train_and_real_images_test(workspace, tmp_path):
+@pytest.mark.slow
+def test_samples_in_folders_train_and_real_images_test(workspace, tiny_run, tmp_path):
     """The classification accuracy score: a folder of samples by class name, real images of another source."""
-    config = tiny.config(workspace)
-    train.run(config, workspace / "model")
     sample.run(
-        workspace / "model", step=None, weights="ema", classes=(), per_class=2, spec={}, seed=0, batch_size=20,
+        tiny_run, step=None, weights="ema", classes=(), per_class=2, spec={}, seed=0, batch_size=20,
         single_files=True, out=tmp_path,
     )  # fmt: skip
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())

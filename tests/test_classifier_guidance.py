@@ -1,6 +1,7 @@
 """Guidance by a classifier and class agreement, as a user combines them, and their laws."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from fooddiff import build, parallel
-from fooddiff.commands import sample, train
+from fooddiff.commands import sample
 from fooddiff.commands.eval import main as evaluator
 from fooddiff.diffusion import continuous
 from fooddiff.diffusion.denoiser import Prediction
@@ -21,7 +22,7 @@ from fooddiff.report.runs import read_run
 from fooddiff.runs.workdir import WorkdirError
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError
-from tests import tiny
+from tests import test_classifier, tiny_weights
 from tests.test_classifier import tiny_classifier
 from tests.test_recipes import continuous as continuous_config
 
@@ -43,8 +44,7 @@ def tilted_log_prob(x_t, level, cond, s=0.5, b=2.0):
 
 
 @pytest.mark.parametrize("sampler", [ancestral, ddim, dpmpp_2m, sde_dpmpp_2m, heun])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
-def test_an_exact_classifier_moves_a_gaussian_by_its_slope_times_the_variance(sampler, scale):
+def test_an_exact_classifier_moves_a_gaussian_by_its_slope_times_the_variance(sampler):
     """N(0, s^2) times exp(b x) is N(b s^2, s^2): samplers with the exact gradient draw from it.
 
     The ancestral sampler's move is of first order: in steps of 0.06 in log SNR it is off by about as large a share, in
@@ -57,14 +57,19 @@ def test_an_exact_classifier_moves_a_gaussian_by_its_slope_times_the_variance(sa
         lambda k: sample_noise(jax.random.fold_in(key, k), ids, shape),
         {},
     )
-    gradient = classifier_gradient(tilted_log_prob, scale)
-    if sampler is ancestral:
-        x_0 = ancestral(gaussian, *given, gradient=gradient).x_t
-    else:
-        x_0 = sampler(classifier_guided(gaussian, gradient), *given).x_t
-    moved, off = scale * 2.0 * 0.25, 0.06 if sampler is ancestral else 0.0
-    np.testing.assert_allclose(x_0.mean(), moved, rtol=off, atol=0.02)
-    np.testing.assert_allclose(x_0.std(), 0.5, rtol=0.03)
+
+    @jax.jit
+    def draw(scale):
+        gradient = classifier_gradient(tilted_log_prob, scale)
+        if sampler is ancestral:
+            return ancestral(gaussian, *given, gradient=gradient).x_t
+        return sampler(classifier_guided(gaussian, gradient), *given).x_t
+
+    for scale in (0.0, 1.0, 2.0):
+        x_0 = draw(scale)
+        moved, off = scale * 2.0 * 0.25, 0.06 if sampler is ancestral else 0.0
+        np.testing.assert_allclose(x_0.mean(), moved, rtol=off, atol=0.02)
+        np.testing.assert_allclose(x_0.std(), 0.5, rtol=0.03)
 
 
 def test_the_guided_prediction_is_of_one_image():
@@ -81,26 +86,23 @@ def test_no_pull_at_the_last_timestep():
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return tmp_path_factory.mktemp("guided")
+def workspace(shared_workspace):
+    return shared_workspace
 
 
 @pytest.fixture(scope="module")
-def model(workspace):
-    train.run(tiny.config(workspace), workspace / "model")
-    return workspace / "model"
+def model(tiny_run, tmp_path_factory):
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("guided") / "run")
 
 
 @pytest.fixture(scope="module")
-def guide(workspace):
-    train.run(tiny_classifier(workspace, train__steps=8), workspace / "guide")
-    return workspace / "guide"
+def guide(workspace, once):
+    return once("noisy", test_classifier.noisy(workspace))
 
 
 @pytest.fixture(scope="module")
-def judge(workspace):
-    train.run(tiny_classifier(workspace, "clean"), workspace / "judge")
-    return workspace / "judge"
+def judge(workspace, once):
+    return once("clean", test_classifier.clean(workspace))
 
 
 def drawn(model, out, classifier, **spec):
@@ -112,7 +114,7 @@ def drawn(model, out, classifier, **spec):
     return np.load(path)["arr_0"], path.stem
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+@pytest.mark.parametrize("sampler", ["ancestral", pytest.param("ddim", marks=pytest.mark.slow)])
 def test_a_classifier_in_continuous_time_guides_a_discrete_model(model, guide, tmp_path, sampler):
     plain, plain_name = drawn(model, tmp_path / "plain", None, sampler=sampler)
     pulled, name = drawn(model, tmp_path / "pulled", guide, sampler=sampler, classifier_scale=1000.0)
@@ -122,7 +124,7 @@ def test_a_classifier_in_continuous_time_guides_a_discrete_model(model, guide, t
     assert "classifier" not in plain_name
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "dpmpp_2m", "heun"])
+@pytest.mark.parametrize("sampler", ["ancestral", "dpmpp_2m"])
 def test_a_classifier_guides_a_continuous_model_together_with_classifier_free_guidance(workspace, guide, sampler):
     mesh = parallel.make_mesh()
     denoising = build.make_diffusion_model(continuous_config(workspace))
@@ -148,23 +150,17 @@ def test_what_does_not_fit_is_refused(workspace, model, guide, judge, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_classifier_of_other_images_or_for_no_classes_is_refused(workspace, guide, tmp_path):
-    small = tiny.config(workspace, data__image_size=4)
-    small.model.attention_resolutions = ()
-    small.train.steps = 1
-    small.optimizer.anneal_steps = None
-    train.run(small, tmp_path / "small")
+def test_a_classifier_of_other_images_or_for_no_classes_is_refused(guide, tmp_path):
+    small = tiny_weights.write(tmp_path / "small.safetensors", image_size=4)
+    unconditional = tiny_weights.write(tmp_path / "unconditional.safetensors", classes=None)
     with pytest.raises(WorkdirError, match=r"takes images of 8 pixels, the model draws 4"):
-        drawn(tmp_path / "small", tmp_path / "out", guide, classifier_scale=1.0)
-    unconditional = tiny.config(workspace, train__steps=1)
-    with unconditional.unlocked():
-        unconditional.model.num_classes = None
-    train.run(unconditional, tmp_path / "unconditional")
+        drawn(small, tmp_path / "out", guide, classifier_scale=1.0)
     with pytest.raises(WorkdirError, match="knows no classes, so no classifier can guide it"):
-        drawn(tmp_path / "unconditional", tmp_path / "out", guide, classifier_scale=1.0)
+        drawn(unconditional, tmp_path / "out", guide, classifier_scale=1.0)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_class_agreement_is_a_record_beside_the_judges_own_accuracy(model, judge, guide, tmp_path, capsys):
     flags = [
         f"--workdir={model}", f"--judge={judge}", "--per_class=2", "--batch_size=10", f"--cache_dir={tmp_path}",

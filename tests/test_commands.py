@@ -25,14 +25,13 @@ STEPS_RECORDED = [2, 4, 4, 4]  # the loss, and at the last step the colours of t
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return tmp_path_factory.mktemp("workspace")
+def workspace(shared_workspace):
+    return shared_workspace
 
 
 @pytest.fixture(scope="module")
-def trained(workspace):
-    train.run(tiny.config(workspace), workspace / "run")
-    return workspace / "run"
+def trained(tiny_run, tmp_path_factory):
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("workdir") / "run")
 
 
 def draw(run, **changes):
@@ -68,11 +67,11 @@ def test_a_run_leaves_every_file_that_later_stages_read(trained):
     assert meta["config"]["diffusion"]["timesteps"] == 4
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_stopping_and_resuming_changes_nothing(workspace, trained, stop):
-    run = workspace / f"resumed{stop}"
-    train.run(tiny.config(workspace, train__steps=stop), run)
-    train.run(tiny.config(workspace), run)
+def test_stopping_and_resuming_changes_nothing(workspace, trained, tmp_path):
+    """Once amid the steps between two records, and once after a step without a checkpoint of its own."""
+    run = tmp_path / "run"
+    for steps in (1, 3, 4):
+        train.run(tiny.config(workspace, train__steps=steps), run)
     a, b = (restored(path, tiny.config(workspace)) for path in (trained, run))
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -92,11 +91,17 @@ def recorded(run):
     return [{name: value for name, value in record.items() if "perf/" not in name} for record in read_scalars(run)]
 
 
-@pytest.mark.parametrize("lost", ["the last record", "all records of a grid's step", "the checkpoint", "a grid"])
-def test_a_run_that_was_killed_amid_its_grids_records_what_it_would_have(workspace, trained, lost):
-    run = workspace / "killed"
-    shutil.rmtree(run, ignore_errors=True)
-    shutil.copytree(trained, run)
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "all records of a grid's step",
+        "the checkpoint",
+        pytest.param("the last record", marks=pytest.mark.slow),
+        pytest.param("a grid", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_was_killed_amid_its_grids_records_what_it_would_have(workspace, trained, tmp_path, lost):
+    run = shutil.copytree(trained, tmp_path / "run")
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     if lost == "the last record":
         (run / "metrics.jsonl").write_text("".join(lines[:-1]))
@@ -120,8 +125,8 @@ def test_another_config_is_refused_with_the_difference(workspace, trained):
     assert json.loads((trained / "config.json").read_text())["optimizer"]["lr"] == 0.001
 
 
-def test_a_directory_of_something_else_is_refused(workspace):
-    other = workspace / "other"
+def test_a_directory_of_something_else_is_refused(workspace, tmp_path):
+    other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("precious")
     with pytest.raises(WorkdirError, match="is not empty and holds no run"):
@@ -129,8 +134,8 @@ def test_a_directory_of_something_else_is_refused(workspace):
     assert [path.name for path in other.iterdir()] == ["thesis.txt"]
 
 
-def test_a_start_that_fails_leaves_the_directory_free(workspace):
-    run = workspace / "typo"
+def test_a_start_that_fails_leaves_the_directory_free(workspace, tmp_path):
+    run = tmp_path / "typo"
     with pytest.raises(ValueError, match="archive"):
         train.run(tiny.config(workspace, data__source="archiv"), run)
     assert not run.exists()
@@ -195,12 +200,12 @@ def test_a_workdir_without_a_checkpoint_is_an_error(tmp_path):
         draw(tmp_path)
 
 
-def test_dry_run_reports_and_touches_nothing(workspace, tmp_path, capsys):
+def test_dry_run_reports_and_touches_nothing(trained, tmp_path, capsys):
     config = tiny.config(tmp_path)
     dry_run.run(config)
     printed = capsys.readouterr().out
     parameters = sum(leaf.size for leaf in load_trained(
-        workspace / "run", step=4, weights="raw", mesh=parallel.make_mesh()).params.values())  # fmt: skip
+        trained, step=4, weights="raw", mesh=parallel.make_mesh()).params.values())  # fmt: skip
     assert f"{parameters:,}" in printed
     assert all(f"{what} " in printed for what in ("FLOP per image", "FLOP per step", "the whole run"))
     measured = " ".join(printed.split()).partition("Measured here, now, on made-up images: ")[2]
@@ -218,6 +223,7 @@ def test_dry_run_times_nothing_where_memory_may_not_do(tmp_path, capsys, monkeyp
     assert "Measured" not in printed
 
 
+@pytest.mark.slow
 def test_command_lines(trained, tmp_path):
     """The scripts themselves: a good call, and errors that end with a message instead of a traceback."""
 

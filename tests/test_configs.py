@@ -13,9 +13,12 @@ from fooddiff.commands import train
 from fooddiff.model.network import abstract_params
 
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
+LIKE_OTHERS = ("mse", "food101_tiny", "openai_imagenet64")  # whose networks are that of hybrid at other sizes
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_OTHERS else []) for name in NAMES]
+)
 def test_init_step_and_sample_fit_together(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     mesh = parallel.make_mesh()
@@ -37,6 +40,7 @@ def test_init_step_and_sample_fit_together(name):
     assert images.dtype == jnp.uint8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), [("autoencoder", "vq"), ("latent", "taesd"), ("latent", "gpu256")])
 def test_variants_build(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
@@ -44,6 +48,7 @@ def test_variants_build(name, variant):
     jax.eval_shape(training.step, *build.abstract_step_arguments(config, training))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters"), [("hybrid", 92_080_902), ("mse", 92_077_443)])
 def test_parameter_counts_of_the_reports_models(name, parameters):
     model = build.make_diffusion_model(importlib.import_module(f"configs.{name}").get_config())

@@ -97,7 +97,14 @@ def write_config(path, unet):
     return f"--config={path}"
 
 
-@pytest.fixture(scope="module", params=checkpoint_files(), ids=lambda path: path.stem)
+FIRST, *OTHERS = checkpoint_files()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[FIRST, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)],
+    ids=lambda path: path.stem,
+)
 def golden(request, tmp_path_factory):
     """An imported golden state dict: its file, the golden UNet that it is of, its config and the workdir."""
     file, case = request.param, owner(request.param)
@@ -124,6 +131,7 @@ def test_an_imported_workdir_gives_the_references_output(golden, name):
     np.testing.assert_allclose(out, expected, atol=1e-4 * abs(expected).max(), rtol=0)
 
 
+@pytest.mark.slow
 def test_an_imported_workdir_is_sampled_like_any_other(golden, tmp_path):
     _, case, _, run = golden
     sample.run(
@@ -145,6 +153,7 @@ def test_the_files_name_and_hash_are_kept(golden):
     assert meta["data_sha256"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_export_and_import_again_change_no_bit(golden, tmp_path, suffix):
     file, _, config, run = golden
@@ -301,6 +310,7 @@ def test_a_foreign_or_damaged_safetensors_file_is_refused(golden, tmp_path, dama
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_the_config_of_the_published_model_has_its_tensors():
     model = build.make_diffusion_model(load_config(str(ROOT / "configs" / "openai_imagenet64.py"), []))
     weightless = {name: np.broadcast_to(np.float32(0), leaf.shape)
@@ -373,6 +383,7 @@ def test_the_first_state_shares_no_buffer(workspace, imported):
     assert not set(own) & set(pointers(start))
 
 
+@pytest.mark.slow
 def test_training_goes_on_in_an_imported_workdir(workspace, imported, caplog):
     run = shutil.copytree(imported[0], workspace / "continued")
     with caplog.at_level(logging.INFO, "fooddiff"):
@@ -441,6 +452,7 @@ def test_fine_tuning_starts_from_all_weights_of_the_same_classes(workspace, impo
             np.testing.assert_allclose(value, imported[1][name], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_other_classes_renews_only_their_embedding_and_ends_without_the_source(
     workspace, other_classes, caplog
 ):

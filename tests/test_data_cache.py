@@ -233,6 +233,7 @@ def in_process(code, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path):
     killed = in_process(
         "import os, signal, sys, pathlib, tests.test_data_cache as t\n"
@@ -247,6 +248,7 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path):
     assert [name.split("-")[0] for name in entries(tmp_path)] == ["made_up"]
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_share_one_whole_cache(tmp_path):
     write_folder(tmp_path / "data", tiny_food101())
     code = (

@@ -15,6 +15,7 @@ from fooddiff.data.cache import load_dataset
 from fooddiff.data.feed import device_batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_tfds_and_the_archive_give_the_same_cache_bit_for_bit(mini_food101_dir, mini_archive, tmp_path, split):
     tfds, archive = (
@@ -28,6 +29,7 @@ def test_tfds_and_the_archive_give_the_same_cache_bit_for_bit(mini_food101_dir, 
     assert tfds.manifest["sha256"] == archive.manifest["sha256"]
 
 
+@pytest.mark.slow
 def test_photographs_arrive_on_the_devices(mini_food101_dir, tmp_path):
     dataset = load_dataset(sources.food101(mini_food101_dir), "train", image_size=64, cache_dir=tmp_path)
     sharding = NamedSharding(jax.make_mesh((2,), ("data",)), P("data"))
@@ -39,6 +41,7 @@ def test_photographs_arrive_on_the_devices(mini_food101_dir, tmp_path):
     batches.close()
 
 
+@pytest.mark.slow
 def test_a_finished_cache_needs_no_prepared_data(mini_food101_dir, tmp_path):
     source = sources.food101(mini_food101_dir)
     load_dataset(source, "test", image_size=64, cache_dir=tmp_path)
@@ -47,6 +50,7 @@ def test_a_finished_cache_needs_no_prepared_data(mini_food101_dir, tmp_path):
     assert len(load_dataset(again, "test", image_size=64, cache_dir=tmp_path).images) == 26
 
 
+@pytest.mark.slow
 def test_no_tensorflow_at_run_time(mini_food101_dir, tmp_path):
     code = (
         "import sys; from fooddiff.data import sources; from fooddiff.data.cache import load_dataset\n"

@@ -424,6 +424,7 @@ def test_a_taken_port_is_named(weights, capsys):
     assert "choose another --port" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_quietly_in_the_middle_of_a_drawing(weights):
     command = [sys.executable, "-m", "fooddiff.demo", f"--workdir={weights}", "--port=0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -438,6 +439,7 @@ def test_ctrl_c_ends_it_quietly_in_the_middle_of_a_drawing(weights):
         assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named():
     code = "import sys; sys.modules['uvicorn'] = None; from fooddiff.commands.demo import main; main([])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -56,6 +56,7 @@ def test_a_classifier_reads_the_digits(tmp_path):
     assert accuracy >= 0.95
 
 
+@pytest.mark.slow
 def test_trains_on_photographs_through_tensorflow_datasets(mini_food101_dir, tmp_path):
     config = tiny.config(
         tmp_path,

@@ -142,6 +142,7 @@ def test_mistakes_are_answered_with_a_message(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command():
     root = str(Path(__file__).resolve().parent.parent)
     command = [sys.executable, "-m", "fooddiff.eval", "images", "a", "b"]

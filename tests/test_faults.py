@@ -29,20 +29,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(workspace):
-    train.run(tiny.config(workspace), workspace / "undisturbed")
-    return workspace / "undisturbed"
+def workspace(shared_workspace):
+    return shared_workspace
 
 
 @pytest.fixture
-def run(undisturbed, tmp_path):
+def run(tiny_run, tmp_path):
     """A finished run of four steps with checkpoints of steps 2 and 4, to be spoilt."""
-    return shutil.copytree(undisturbed, tmp_path / "run")
+    return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 @pytest.fixture
@@ -92,11 +86,8 @@ def change_meta(checkpoint):
     path.write_text(path.read_text().replace('"lr": 0.001', '"lr": 0.002'))
 
 
-DAMAGES = [
-    flip_a_bit,
-    garble_meta,
-    *(pytest.param(damage, marks=pytest.mark.slow) for damage in (cut_short, lose_an_average, empty, change_meta)),
-]
+DAMAGES = [flip_a_bit, garble_meta, cut_short, lose_an_average, empty, change_meta]
+DAMAGES[1:] = (pytest.param(damage, marks=pytest.mark.slow) for damage in DAMAGES[1:])
 
 
 def whole_state(run, workspace):
@@ -105,9 +96,10 @@ def whole_state(run, workspace):
         return checkpoints.restore(4, training.abstract_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_devices_at_another_path(
-    workspace, undisturbed, tmp_path, monkeypatch, before, after
+    workspace, tiny_run, tmp_path, monkeypatch, before, after
 ):
     """The batches are the same, and so are the numbers but for the order in which they are summed."""
 
@@ -122,10 +114,10 @@ def test_a_run_goes_on_with_another_number_of_devices_at_another_path(
     (tmp_path / "here").rename(tmp_path / "there")
     with_devices(after)
     train.run(tiny.config(workspace), tmp_path / "there")
-    for ours, theirs in zip(losses(tmp_path / "there"), losses(undisturbed), strict=True):
+    for ours, theirs in zip(losses(tmp_path / "there"), losses(tiny_run), strict=True):
         assert ours["step"] == theirs["step"]
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
-    ours, theirs = whole_state(tmp_path / "there", workspace), whole_state(undisturbed, workspace)
+    ours, theirs = whole_state(tmp_path / "there", workspace), whole_state(tiny_run, workspace)
     # Adam's first steps move every weight by lr whatever its gradient, whose sign is rounding where it is about zero
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=4 * 2e-3), ours.params, theirs.params)
     differences = [
@@ -135,13 +127,13 @@ def test_a_run_goes_on_with_another_number_of_devices_at_another_path(
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(workspace, undisturbed, run, errors, damage):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(workspace, tiny_run, run, errors, damage):
     damage(run / "checkpoints" / "4")
     train.run(tiny.config(workspace), run)
     assert "the checkpoint of step 4" in errors.text
     assert "going on from step 2, the newest checkpoint that is sound" in errors.text
     assert (run / "damaged" / "4").is_dir()  # nothing is deleted
-    jax.tree.map(np.testing.assert_array_equal, whole_state(run, workspace), whole_state(undisturbed, workspace))
+    jax.tree.map(np.testing.assert_array_equal, whole_state(run, workspace), whole_state(tiny_run, workspace))
     assert [record["step"] for record in losses(run)] == [2, 4]
 
 
@@ -188,10 +180,10 @@ def draw(run):
 def test_a_checkpoint_of_another_run_is_refused(workspace, run):
     """Even if its weights do not fit, it is no damaged one of ours to be passed over."""
     config = tiny.config(workspace, model__channel_mult=(2,))
-    like = build.make_training(config, parallel.make_mesh()).abstract_state
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    state = whole_state(run, workspace)
+    other = replace(state, step=jnp.int32(5), params={"other": state.params["conv_out.bias"]})
     with Checkpoints(run) as checkpoints:
-        checkpoints.save(replace(state, step=jnp.int32(5)), checkpoints.meta(4) | {"config": to_json(config)})
+        checkpoints.save(other, checkpoints.meta(4) | {"config": to_json(config)})
     with pytest.raises(WorkdirError, match=r"is of another run: model\.channel_mult differ"):
         train.run(tiny.config(workspace), run)
     assert not (run / "damaged").exists()
@@ -222,39 +214,17 @@ def test_a_split_that_is_open_outlives_its_files(workspace, tmp_path):
 
 
 def test_two_trainings_in_one_workdir_are_refused(workspace, run):
-    with claimed(run, tiny.config(workspace)):
-        program = (
-            "import sys; from pathlib import Path\n"
-            "from fooddiff.runs.workdir import claimed; from tests import tiny\n"
-            "with claimed(Path(sys.argv[1]), tiny.config(Path(sys.argv[2]))): pass"
-        )
-        other = subprocess.run(
-            [sys.executable, "-c", program, run, workspace], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert f"another training is using {run} (process {os.getpid()} on " in other.stderr
+    """The lock belongs to an open file, so that this process stands for another one, too."""
+    other = pytest.raises(WorkdirError, match=rf"another training is using {run} \(process {os.getpid()} on ")
+    with claimed(run, tiny.config(workspace)), other, claimed(run, tiny.config(workspace)):
+        pytest.fail("two of them")
     with claimed(run, tiny.config(workspace)):  # a lock file that is left behind is no obstacle
         assert (run / ".lock").exists()
 
 
-def test_a_workdir_in_training_at_another_path_is_sampled_and_scored(workspace, run, tmp_path):
-    with claimed(run, tiny.config(workspace)):
-        draw(run)
-        follow(run, tmp_path)
-    assert len(list((run / "samples").glob("*_seed0_*.npz"))) == 1
-    assert len(list((run / "eval").iterdir())) == 2
-
-
-def follow(run, folder):
-    """Scores every checkpoint of a run against a few random pictures."""
-    np.savez(folder / "stem.npz", **random_stem())
-    np.savez(folder / "reference.npz", np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8))
-    evaluate_main([
-        "follow", f"--workdir={run}", f"--inception={folder / 'stem.npz'}", f"--cache_dir={folder / 'features'}",
-        f"--reference={folder / 'reference.npz'}", "--batch_size=4", "--per_class=1", "--sampler=ddim", "--steps=2",
-    ])  # fmt: skip
-
-
-def test_following_goes_on_when_the_training_deletes_a_checkpoint(run, tmp_path, capsys, monkeypatch):
+def test_a_workdir_in_training_is_sampled_and_followed_even_when_the_training_deletes_a_checkpoint(
+    workspace, run, tmp_path, capsys, monkeypatch
+):
     load = scorer.load_trained
 
     def load_too_late(workdir, *, step, **how):
@@ -263,7 +233,15 @@ def test_following_goes_on_when_the_training_deletes_a_checkpoint(run, tmp_path,
         return load(workdir, step=step, **how)
 
     monkeypatch.setattr(scorer, "load_trained", load_too_late)
-    follow(run, tmp_path)
+    np.savez(tmp_path / "stem.npz", **random_stem())
+    np.savez(tmp_path / "real.npz", np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8))
+    with claimed(run, tiny.config(workspace)):
+        draw(run)
+        evaluate_main([
+            "follow", f"--workdir={run}", f"--inception={tmp_path / 'stem.npz'}", f"--cache_dir={tmp_path}",
+            f"--reference={tmp_path / 'real.npz'}", "--batch_size=4", "--per_class=1", "--sampler=ddim", "--steps=2",
+        ])  # fmt: skip
+    assert len(list((run / "samples").glob("*_seed0_*.npz"))) == 1
     assert "the training deleted the checkpoint of step 2 before it was scored" in capsys.readouterr().err
     assert [path.name[:12] for path in (run / "eval").iterdir()] == ["step_0000004"]
 
@@ -284,6 +262,7 @@ def test_the_first_bad_tensor_is_the_one_that_was_computed_first(not_finite, fir
     assert train._diagnose(lambda *_: found, None, None, None).startswith(expected)
 
 
+@pytest.mark.slow
 def test_gradients_that_stay_non_finite_are_named_and_never_saved(workspace, tmp_path):
     config = tiny.config(workspace, objective__vb_weight=1e39, train__steps=40, train__max_skipped=3)
     with pytest.raises(NonFiniteError, match=r"not finite.*; the first bad tensor is the loss of example 0, one of"):

@@ -1,5 +1,6 @@
 """The diffusion package against the reference's arrays, for every case of a golden directory."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -188,6 +189,14 @@ def test_perturbed_arrays_fail(case, computed):
                 check(errors)
 
 
+users_jit = functools.partial(
+    jax.jit,
+    compiler_options=dict(
+        xla_backend_optimization_level=3, xla_llvm_disable_expensive_passes=False, xla_cpu_use_fusion_emitters=True
+    ),
+)
+
+
 @pytest.mark.slow
 def test_compiled_maths(case, computed):
     """jit contracts products and sums, which moves a difference of large numbers by some units of these."""
@@ -198,7 +207,7 @@ def test_compiled_maths(case, computed):
         array = golden[name]
         return tolerance.scale(golden, name) + largest.reshape(-1, *[1] * (array.ndim - 1))
 
-    check(compare(case.name, maths(case, jax.jit), eager, Tolerance(3e-6, "of the numbers involved", size)))
+    check(compare(case.name, maths(case, users_jit), eager, Tolerance(3e-6, "of the numbers involved", size)))
 
 
 def test_resampler(report):

@@ -83,6 +83,7 @@ def pair(feature, rule, n):
     return (golden_features(feature, rule, which, n) for which in ("set_a", "set_b"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(case, id=key) for key, case in results("fid") if case[0] == "64"])
 def test_frechet_distance_of_64_features(case):
     check_frechet(*case)

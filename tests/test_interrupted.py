@@ -1,5 +1,6 @@
 """A signal amid sampling or evaluation: what is finished is kept, and the same command goes on without repeating it."""
 
+import shutil
 import signal
 
 import numpy as np
@@ -16,10 +17,10 @@ from tests.random_stem import random_stem
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
+def workspace(tiny_run, tmp_path_factory):
     workspace = tmp_path_factory.mktemp("interrupted")
     np.savez(workspace / "stem.npz", **random_stem())
-    train.run(tiny.config(workspace), workspace / "run")
+    shutil.copytree(tiny_run, workspace / "run")
     with tiny.small_reference(20):
         yield workspace
 

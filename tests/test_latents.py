@@ -31,15 +31,13 @@ from tests.random_stem import random_stem
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return tmp_path_factory.mktemp("latents")
+def workspace(shared_workspace):
+    return shared_workspace
 
 
 @pytest.fixture(scope="module")
-def autoencoder(workspace):
-    run = workspace / "autoencoder"
-    train.run(test_autoencoder_task.config(workspace, train__steps=6), run)
-    return run
+def autoencoder(workspace, once):
+    return once("kl", test_autoencoder_task.whole(workspace))
 
 
 def latent(workspace, autoencoder, **overrides) -> ConfigDict:
@@ -53,10 +51,8 @@ def latent(workspace, autoencoder, **overrides) -> ConfigDict:
 
 
 @pytest.fixture(scope="module")
-def trained(workspace, autoencoder):
-    run = workspace / "latent"
-    train.run(latent(workspace, autoencoder), run)
-    return run
+def trained(workspace, autoencoder, once):
+    return once("latent", latent(workspace, autoencoder))
 
 
 def test_a_run_samples_whole_images_without_its_autoencoder(workspace, trained, tmp_path):
@@ -110,8 +106,9 @@ def test_the_codec_of_a_codebook_decodes_the_nearest_codes(tmp_path):
     assert np.abs(np.asarray(images).astype(int) - np.asarray(expected)).max() <= 1
 
 
-def test_stopping_and_resuming_changes_nothing(workspace, autoencoder, trained):
-    run = workspace / "resumed"
+@pytest.mark.slow
+def test_stopping_and_resuming_changes_nothing(workspace, autoencoder, trained, tmp_path):
+    run = tmp_path / "resumed"
     train.run(latent(workspace, autoencoder, train__steps=3), run)
     train.run(latent(workspace, autoencoder, codec__path=None), run)  # which it needs no more
     states = []
@@ -122,8 +119,10 @@ def test_stopping_and_resuming_changes_nothing(workspace, autoencoder, trained):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.slow
 def test_samples_are_scored(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    trained = shutil.copytree(trained, "run")
     np.savez("stem.npz", **random_stem())
     np.savez("real.npz", np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3)).astype(np.uint8))
     evaluator.main([
@@ -136,6 +135,7 @@ def test_samples_are_scored(trained, tmp_path, monkeypatch):
     assert record["samples"]["made_by"]["recipe"]["codec"]["network"] == "ldm"
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_the_whole_model(trained, tmp_path):
     file, run = tmp_path / "latent.safetensors", tmp_path / "imported"
     convert(["export", f"--workdir={trained}", "--weights=raw", f"--out={file}"])
@@ -147,8 +147,9 @@ def test_an_exported_file_is_the_whole_model(trained, tmp_path):
         np.testing.assert_array_equal(images, first)
 
 
-def test_fine_tuning_goes_on_in_the_same_latents(workspace, autoencoder, trained):
-    run = workspace / "tuned"
+@pytest.mark.slow
+def test_fine_tuning_goes_on_in_the_same_latents(workspace, autoencoder, trained, tmp_path):
+    run = tmp_path / "tuned"
     with pytest.raises(ConfigError, match=r"leave out config\.codec\.path"):
         train.run(latent(workspace, autoencoder, init_from=str(trained)), run)
     train.run(latent(workspace, autoencoder, init_from=str(trained), codec__path=None, train__steps=1), run)
@@ -156,7 +157,7 @@ def test_fine_tuning_goes_on_in_the_same_latents(workspace, autoencoder, trained
     for name in codecs[0]:
         np.testing.assert_array_equal(codecs[0][name], codecs[1][name])
     with pytest.raises(WorkdirError, match="other latents, or of pixels"):
-        train.run(test_recipes.continuous(workspace, init_from=str(trained)), workspace / "pixels")
+        train.run(test_recipes.continuous(workspace, init_from=str(trained)), tmp_path / "pixels")
 
 
 def test_a_codec_that_is_missing_or_another_is_refused(trained, tmp_path):
@@ -188,10 +189,10 @@ def test_a_codec_that_is_missing_or_another_is_refused(trained, tmp_path):
         (dict(data__image_size=17), ConfigError, "image_size 17 cannot be halved"),
     ],
 )
-def test_other_codecs_are_named(workspace, autoencoder, changes, error, message):
+def test_other_codecs_are_named(workspace, autoencoder, tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
-        train.run(latent(workspace, autoencoder, **changes), workspace / "refused")
-    assert not (workspace / "refused").exists()
+        train.run(latent(workspace, autoencoder, **changes), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_bits_per_dimension_and_openais_files_are_refused(trained, tmp_path):
@@ -202,6 +203,7 @@ def test_bits_per_dimension_and_openais_files_are_refused(trained, tmp_path):
         convert(["export", f"--workdir={trained}", f"--out={tmp_path / 'model.pt'}"])
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_no_autoencoder(workspace, autoencoder, capsys):
     dry_run.run(latent(workspace, autoencoder, codec__path=None))
     assert "8x8x2 of 16x16 pixels" in capsys.readouterr().out
@@ -247,6 +249,7 @@ def test_shapes_of_the_tensors_are_those_of_the_autoencoder(workspace, autoencod
     assert tensors.keys() == {codec.PREFIX + name for name in like} | {codec.MEAN, codec.STD}
 
 
+@pytest.mark.slow
 def test_two_published_files_are_an_autoencoder(tmp_path):
     network = make_network(TAESD, latent_channels=4, pools=True, channels=8)
     params = network.init(jax.random.key(0))

@@ -59,8 +59,8 @@ def test_names_shapes_and_count_of_parameters(name):
     assert {theirs: list(value.shape) for theirs, value in to_openai(weightless).items()} == RELEASED[name]["shapes"]
 
 
-@each
 @pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
 def test_a_file_of_this_layout_is_imported(name, tmp_path):
     """All tensors are views at different offsets into one storage of random numbers, so that the file stays small."""
     layout = RELEASED[name]["shapes"]

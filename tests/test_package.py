@@ -23,6 +23,7 @@ def test_console_scripts_exist_and_explain_themselves(script, capsys):
     assert "usage" in capsys.readouterr().out.lower()
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_jax():
     code = "import sys, fooddiff; assert 'jax' not in sys.modules; fooddiff.load; assert 'jax' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

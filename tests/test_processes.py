@@ -49,6 +49,7 @@ with session(distributed=True):
 """
 
 
+@pytest.mark.slow
 def test_processes_agree_and_notice_when_one_is_killed(tmp_path):
     with started_together(["-c", PROGRAM], tmp_path / "logs") as running:
         (first, printed), (second, _) = (process.end() for process in running)
@@ -68,6 +69,7 @@ def test_one_process_agrees_with_itself():
         processes.on_first(lambda: 1 / 0)
 
 
+@pytest.mark.slow
 def test_a_process_that_nobody_told_its_place_says_so(tmp_path):
     program = "from fooddiff.commands.terminal import session\nwith session(distributed=True):\n    pass"
     with started(["-c", program], tmp_path / "log") as process:

@@ -26,6 +26,13 @@ def run(tmp_path):
     return make_run(tmp_path / "hybrid_777")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody changes, and its page."""
+    run = make_run(tmp_path_factory.mktemp("whole") / "hybrid_777")
+    return run, page_of(run)
+
+
 def page_of(*workdirs):
     return render(make_report([read_run(workdir, workdir.name) for workdir in workdirs], []))
 
@@ -124,9 +131,10 @@ def test_parts_of_the_loss_stand_in_the_order_of_noise(run):
     ]  # fmt: skip
 
 
-def test_the_newest_predictions_in_one_step_are_shown(run):
+def test_the_newest_predictions_in_one_step_are_shown(whole):
+    run, page = whole
     assert sorted(read_run(run, "run").one_steps) == [100, 200]
-    assert "hybrid_777, step 200</figcaption>" in page_of(run)
+    assert "hybrid_777, step 200</figcaption>" in page
 
 
 def test_the_best_step_of_each_weights_is_marked(run):
@@ -162,8 +170,8 @@ def test_every_point_of_the_page_tells_where_it_comes_from(run):
         assert f"step_{step}_raw.json" in title
 
 
-def test_figures_of_a_page_share_no_ids(run):
-    html = page_of(run)
+def test_figures_of_a_page_share_no_ids(whole):
+    _, html = whole
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     referred = set(re.findall(r'(?:href="#|url\(#)([^")]+)', html))
@@ -184,9 +192,9 @@ class Links(HTMLParser):
             self.images.append(attributes)
 
 
-def test_the_page_needs_no_other_file_and_describes_its_figures(run):
+def test_the_page_needs_no_other_file_and_describes_its_figures(whole):
     links = Links()
-    links.feed(page_of(run))
+    links.feed(whole[1])
     assert [load[:22] for load in links.loads] == ["data:image/jpeg;base64"]  # the newest predictions in one step
     drawings = [image for image in links.images if "role" in image]
     assert len(drawings) == 26  # loss, its eight parts, two spreads of colours, two distances; each on two scales
@@ -205,25 +213,26 @@ def test_what_a_file_says_is_shown_and_not_run(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;" in html
 
 
-def test_the_same_files_give_the_same_page(run):
-    assert page_of(run) == page_of(run)
+def test_the_same_files_give_the_same_page(whole):
+    run, page = whole
+    assert page_of(run) == page
 
 
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [
-        ("eval", "No run was evaluated"),
-        ("samples", "No run has grids"),
-        ("metrics.jsonl", "No run has recorded a loss"),
-        ("versions.json", "not recorded"),
-    ],
-)
-def test_a_page_says_what_is_missing(run, missing, said):
-    assert said not in page_of(run)
-    (run / missing).rename(run / "elsewhere")
-    assert said in page_of(run)
+def test_a_page_says_what_is_missing(run, whole):
+    missing = {
+        "eval": "No run was evaluated",
+        "samples": "No run has grids",
+        "metrics.jsonl": "No run has recorded a loss",
+        "versions.json": "not recorded",
+    }
+    assert not any(said in whole[1] for said in missing.values())
+    for name in missing:
+        (run / name).rename(run / f"no_{name}")
+    page = page_of(run)
+    assert all(said in page for said in missing.values())
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_settings_have_none_that_differ(tmp_path):
     a, b = (make_run(tmp_path / name) for name in ("a", "b"))
     assert "all runs have the same config.json" in page_of(a, b)
@@ -233,6 +242,7 @@ def test_runs_of_the_same_settings_have_none_that_differ(tmp_path):
     assert "<code>objective.name</code>" in html
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_and_figures(run, tmp_path, capsys):
     main([str(run), "--figures", str(tmp_path / "figures")])
     assert "report.html (" in capsys.readouterr().out
@@ -283,12 +293,14 @@ def test_directories_that_are_no_runs_and_forgotten_flags(run, tmp_path, capsys)
     assert "given twice" in refused(capsys, run, run, "--out", tmp_path / "page.html")
 
 
+@pytest.mark.slow
 def test_runs_of_equal_names_keep_their_paths(run, tmp_path):
     other = make_run(tmp_path / "other" / run.name)
     main([str(run), str(other), "--out", str(tmp_path / "page.html")])
     assert str(other) in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_report_imports_no_jax():
     script = "import sys, fooddiff.commands.report; assert not {'jax', 'flax', 'orbax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parent.parent)

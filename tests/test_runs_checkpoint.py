@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fooddiff import processes
 from fooddiff.parallel import with_sharding
 from fooddiff.runs.checkpoint import Checkpoints, MisfitError, SaveError, choose_step
 from fooddiff.runs.workdir import checkpoint_steps
@@ -203,6 +204,25 @@ def test_a_slow_disk_delays_the_commit_and_not_the_training(tmp_path, monkeypatc
         commit.set()
         checkpoints.wait()
     assert checkpoint_steps(tmp_path) == [1]
+
+
+def test_hashing_holds_up_no_step_and_is_of_the_state_as_it_was(tmp_path, monkeypatch):
+    go_on, sha256_of = threading.Event(), processes.sha256_of
+
+    def slowly(tree):
+        go_on.wait(timeout=20)
+        return sha256_of(tree)
+
+    saved, step = state(1), jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "sha256_of", slowly)
+            checkpoints.save(saved, {})
+            jax.block_until_ready(step(saved))  # which takes the buffers of what is saved
+            assert checkpoint_steps(tmp_path) == []
+            go_on.set()
+            checkpoints.wait()
+        assert_equal(checkpoints.restore(1, abstract()), state(1))
 
 
 def test_a_commit_that_fails_is_found_without_another_save(tmp_path, monkeypatch):

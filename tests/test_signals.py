@@ -21,6 +21,7 @@ def test_the_first_signal_is_noted_and_handlers_are_put_back(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.slow
 def test_the_second_signal_ends_the_process_at_once(tmp_path):
     program = (
         "import signal, time\nfrom fooddiff.commands.signals import graceful_stop\n"

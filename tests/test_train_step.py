@@ -271,7 +271,7 @@ def test_one_and_two_devices_agree(tmp_path):
     assert int((a.carried.losses > 0).sum()) == 8
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_convolutions_have_the_form_of_the_fast_kernels(tmp_path, accumulate):
     training = build.make_training(tiny.config(tmp_path, train__accumulate=accumulate), parallel.make_mesh())
     program = jit(training.step).lower(*build.abstract_step_arguments(tiny.config(tmp_path), training)).compile()
@@ -300,6 +300,7 @@ def test_a_divided_state_takes_less_memory_and_trains_the_same(tmp_path):
         assert np.quantile(np.concatenate(differences), 0.99) < 1e-5
 
 
+@pytest.mark.slow
 def test_overfits_eight_images(tmp_path):
     run = Real(tiny.config(tmp_path))
     batch = pixels_and_labels(8)

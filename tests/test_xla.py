@@ -5,6 +5,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fooddiff import xla
 from fooddiff.keys import stream
@@ -19,6 +20,7 @@ def folder(**environment):
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
     assert folder(XDG_CACHE_HOME=str(tmp_path)).startswith(f"{tmp_path}/fooddiff/xla/")
     assert folder(HOME=str(tmp_path), XDG_CACHE_HOME="").startswith(f"{tmp_path}/.cache/fooddiff/xla/")

@@ -17,10 +17,11 @@ CONTINUOUS = dict(time="continuous", schedule="cosine", prediction="x_0", log_sn
 STEPS = 5
 
 
-def write(path: Path, *, channels: int = 32, classes: int | None = len(DISHES)) -> Path:
+def write(path: Path, *, channels: int = 32, classes: int | None = len(DISHES), image_size: int = 8) -> Path:
     """Writes random weights; those that start at zero are filled, too, so that the network matters."""
     config = tiny.config(path.parent)
     with config.unlocked():
+        config.data.image_size = image_size
         config.diffusion = CONTINUOUS
         config.model.model_channels = channels
         config.model.num_classes = classes

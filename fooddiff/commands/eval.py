@@ -34,6 +34,11 @@ log = logging.getLogger(__name__)
 CACHE = Path("~/.cache/fooddiff").expanduser()
 IMAGES = "a folder of images, an npz with arr_0, or SOURCE:PATH:SPLIT such as archive:food-101.tar.gz:test"
 
+# Flags that become arguments of the same names.
+CHECKPOINT = ("step", "weights")
+GUIDES = ("guide", "guide_step", "classifier")
+MEASURES = ("metrics", "kid_subsets", "kid_subset_size", "seed")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one subcommand."""
@@ -48,12 +53,8 @@ def run(flags: argparse.Namespace) -> None:
     scorer.run(
         flags.workdir,
         _scoring(flags, shared.sampling(flags)),
-        step=flags.step,
-        weights=flags.weights,
         reference=_reference(flags.reference, flags),
-        guide=flags.guide,
-        guide_step=flags.guide_step,
-        classifier=flags.classifier,
+        **_named(flags, *CHECKPOINT, *GUIDES),
     )
 
 
@@ -63,12 +64,8 @@ def sweep(flags: argparse.Namespace) -> None:
         flags.workdir,
         _scoring(flags, shared.fixed(flags)),
         shared.sweep(flags),
-        step=flags.step,
-        weights=flags.weights,
         reference=_reference(flags.reference, flags),
-        guide=flags.guide,
-        guide_step=flags.guide_step,
-        classifier=flags.classifier,
+        **_named(flags, *CHECKPOINT, *GUIDES),
     )
 
 
@@ -77,10 +74,8 @@ def follow(flags: argparse.Namespace) -> None:
     scorer.follow(
         flags.workdir,
         _scoring(flags, shared.sampling(flags)),
-        weights=flags.weights,
         reference=_reference(flags.reference, flags),
-        poll_seconds=flags.poll_seconds,
-        stop_if_asked=flags.stop_if_asked,
+        **_named(flags, "weights", "poll_seconds", "stop_if_asked"),
     )
 
 
@@ -91,10 +86,7 @@ def images(flags: argparse.Namespace) -> None:
         _open(flags.a, flags),
         _reference(flags.b, flags),
         extractor,
-        metrics=tuple(flags.metrics),
-        kid_subsets=flags.kid_subsets,
-        kid_subset_size=flags.kid_subset_size,
-        seed=flags.seed,
+        **_named(flags, *MEASURES),
         made_by={},
         versions=versions(),
     )
@@ -123,19 +115,8 @@ def stats(flags: argparse.Namespace) -> None:
 
 def bpd(flags: argparse.Namespace) -> None:
     """Evaluates the likelihood bound of a trained model on a split of its data and writes one JSON file."""
-    likelihood.run(
-        flags.workdir,
-        step=flags.step,
-        weights=flags.weights,
-        split=flags.split,
-        count=flags.count,
-        batch_size=flags.batch_size,
-        seed=flags.seed,
-        data_path=flags.data_path,
-        cache_dir=flags.cache_dir,
-        out=flags.out,
-        stop_if_asked=flags.stop_if_asked,
-    )
+    names = (*CHECKPOINT, "split", "count", "batch_size", "seed", "data_path", "cache_dir", "out", "stop_if_asked")
+    likelihood.run(flags.workdir, **_named(flags, *names))
 
 
 def reconstructions(flags: argparse.Namespace) -> None:
@@ -143,14 +124,8 @@ def reconstructions(flags: argparse.Namespace) -> None:
     autoencoders.run(
         flags.workdir,
         _extractor(flags),
-        step=flags.step,
-        weights=flags.weights,
         reference=None if flags.reference is None else _open(flags.reference, flags),
-        metrics=flags.metrics,
-        kid_subsets=flags.kid_subsets,
-        kid_subset_size=flags.kid_subset_size,
-        seed=flags.seed,
-        batch_size=flags.batch_size,
+        **_named(flags, *CHECKPOINT, *MEASURES, "batch_size"),
     )
 
 
@@ -159,31 +134,19 @@ def agreement(flags: argparse.Namespace) -> None:
     classes.run(
         flags.workdir,
         flags.judge,
-        step=flags.step,
-        weights=flags.weights,
         sampling=shared.sampling(flags),
-        guide=flags.guide,
-        guide_step=flags.guide_step,
-        classifier=flags.classifier,
-        per_class=flags.per_class,
-        seed=flags.seed,
-        batch_size=flags.batch_size,
-        cache_dir=flags.cache_dir,
-        stop_if_asked=flags.stop_if_asked,
+        **_named(flags, *CHECKPOINT, *GUIDES, "per_class", "seed", "batch_size", "cache_dir", "stop_if_asked"),
     )
 
 
 def _scoring(flags: argparse.Namespace, sampling: Mapping[str, Any]) -> scorer.Scoring:
     return scorer.Scoring(
-        extractor=_extractor(flags),
-        metrics=tuple(flags.metrics),
-        kid_subsets=flags.kid_subsets,
-        kid_subset_size=flags.kid_subset_size,
-        per_class=flags.per_class,
-        sampling=sampling,
-        seed=flags.seed,
-        batch_size=flags.batch_size,
+        extractor=_extractor(flags), sampling=sampling, **_named(flags, *MEASURES, "per_class", "batch_size")
     )
+
+
+def _named(flags: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(flags, name) for name in names}
 
 
 def _reference(spec: str | None, flags: argparse.Namespace) -> ImageSet | Path | None:

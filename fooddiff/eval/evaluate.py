@@ -4,7 +4,7 @@ Owns the order of these steps and the caches between them. Knows no command line
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,7 +137,7 @@ def evaluate(
     reference: ImageSet | Path,
     extractor: Extractor,
     *,
-    metrics: tuple[str, ...],
+    metrics: Sequence[str],
     kid_subsets: int,
     kid_subset_size: int,
     seed: int,

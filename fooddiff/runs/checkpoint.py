@@ -40,6 +40,28 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # of a checkpoint's items; a program reads its own
 
+# Arrays are handed to Orbax on the host, where nobody changes them: it need not copy them.
+ocp.type_handlers.register_type_handler(
+    np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
+)
+
+
+class _MetaHandler(ocp.JsonCheckpointHandler):
+    """Writes what a function gives, which the thread that commits calls."""
+
+    async def _save_fn(self, make: Callable[[], Mapping[str, Any]], directory: Any) -> None:
+        await super()._save_fn(make(), directory)
+
+
+@ocp.args.register_with_handler(_MetaHandler, for_save=True)
+class _SaveMeta(ocp.args.JsonSave):
+    pass
+
+
+@ocp.args.register_with_handler(_MetaHandler, for_restore=True)
+class _RestoreMeta(ocp.args.JsonRestore):
+    pass
+
 
 class DamagedError(ValueError):
     """A checkpoint that cannot be read or is not what was saved."""
@@ -103,7 +125,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
-        """Starts to save a state in the background; waits for the previous save first.
+        """Brings a state to the host, and hashes and writes it in the background; waits for the previous save first.
 
         Args:
             state: the state after step `state.step`.
@@ -112,18 +134,25 @@ class Checkpoints:
         Raises:
             SaveError: this save could not be started, or an earlier one failed.
         """
-        rest = replace(state, params={}, ema={})
-        hashes = {"params": processes.sha256_of(state.params), "rest": processes.sha256_of(rest)}
-        hashes |= {f"ema/{rate}": processes.sha256_of(ema) for rate, ema in state.ema.items()}
-        hashes["meta"] = sha256_of_json(meta)
         try:
+            self._manager.wait_until_finished()
+            # on the CPU these are the buffers themselves, which JAX then keeps from the next step
+            host = jax.tree.map(processes.on_host, state)
+            rest = replace(host, params={}, ema={})
+
+            def stored_meta() -> Mapping[str, Any]:
+                parts = {"params": host.params, "rest": rest} | {f"ema/{rate}": ema for rate, ema in host.ema.items()}
+                hashes = {name: processes.sha256_of(part) for name, part in parts.items()}
+                hashes["meta"] = sha256_of_json(meta)
+                return {"format": FORMAT, "meta": meta, "sha256": hashes}
+
             started = self._manager.save(
-                int(state.step),
+                int(host.step),
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    ema=ocp.args.StandardSave(state.ema),
+                    params=ocp.args.StandardSave(host.params),
+                    ema=ocp.args.StandardSave(host.ema),
                     rest=ocp.args.StandardSave(rest),
-                    meta=ocp.args.JsonSave({"format": FORMAT, "meta": dict(meta), "sha256": hashes}),
+                    meta=_SaveMeta(stored_meta),
                 ),
             )
         except jax.errors.JaxRuntimeError:  # of the devices, not of the disk: another process may be gone
@@ -131,7 +160,7 @@ class Checkpoints:
         except Exception as error:  # Orbax raises whatever its storage layers do
             raise self._save_error(error) from error
         if not started:
-            raise SaveError(f"the checkpoint of step {int(state.step)} was not saved: {self.directory} has newer ones")
+            raise SaveError(f"the checkpoint of step {int(host.step)} was not saved: {self.directory} has newer ones")
 
     def add_score(self, step: int, score: float) -> None:
         """Notes how good the weights of a checkpoint are; waits until it is committed.
@@ -335,7 +364,7 @@ class Checkpoints:
         return meta
 
     def _meta_and_hashes(self, step: int) -> tuple[dict[str, Any], dict[str, str]]:
-        stored = self._read(step, meta=ocp.args.JsonRestore()).meta
+        stored = self._read(step, meta=_RestoreMeta()).meta
         if isinstance(stored, dict) and (version := stored.get("format", 1)) != FORMAT:
             raise MisfitError(
                 f"the checkpoint of step {step} in {self.directory} has format {version}, this version of the program "
