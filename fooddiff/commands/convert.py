@@ -36,8 +36,10 @@ def import_file(flags: argparse.Namespace) -> None:
 
 
 def export_file(flags: argparse.Namespace) -> None:
-    """Writes a checkpoint's weights to a file."""
-    exporting.export(flags.workdir, step=flags.step, weights=flags.weights, out=flags.out, half=flags.half)
+    """Writes a checkpoint's weights to a file or a folder."""
+    exporting.export(
+        flags.workdir, step=flags.step, weights=flags.weights, out=flags.out, format=flags.format, half=flags.half
+    )
 
 
 def average(flags: argparse.Namespace) -> None:
@@ -67,10 +69,17 @@ def _parser() -> argparse.ArgumentParser:
         "--class_names", type=Path, help="text file, the name of class 0 in the first line; numbered if not given"
     )
 
-    command = subcommands.add_parser("export", help="write a checkpoint's weights to one file", allow_abbrev=False)
+    command = subcommands.add_parser(
+        "export", help="write a checkpoint's weights for other programs, with a model card", allow_abbrev=False
+    )
     command.set_defaults(run=export_file)
     shared.add_checkpoint(command)
-    command.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors, or OpenAI's .pt")
+    command.add_argument(
+        "--out", type=Path, required=True, help="what to write: a .safetensors file, OpenAI's .pt, or a folder"
+    )
+    command.add_argument(
+        "--format", choices=exporting.FORMATS, help="diffusers and stablehlo are folders; of a file its suffix says it"
+    )
     command.add_argument("--half", action="store_true", help="store a .safetensors file as float16")
 
     command = subcommands.add_parser(
