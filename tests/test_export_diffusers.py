@@ -1,7 +1,9 @@
 """Exports that diffusers loads: names both ways, what is refused, and the same steps in diffusers itself."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 import safetensors.numpy
 
 from configs import food101_cheap, hybrid
-from fooddiff import build
+from fooddiff import build, parallel
+from fooddiff.commands.convert import main
 from fooddiff.convert import diffusers
 from fooddiff.convert.exporting import export
 from fooddiff.diffusion.denoiser import clipped
@@ -20,6 +23,7 @@ from fooddiff.diffusion.guidance import guided, unconditional
 from fooddiff.diffusion.level import for_batch
 from fooddiff.diffusion.samplers import ancestral_step
 from fooddiff.model.diffusers import HEADS_CLASS, PLAIN_CLASS, from_diffusers, to_diffusers, unet_config
+from fooddiff.runs.load import TrainedModel, load_trained
 from fooddiff.runs.weights_file import write_weights
 from fooddiff.runs.workdir import to_json
 from tests.openai_files import random_params
@@ -41,6 +45,11 @@ def small(**changes):
     config.model.num_classes = 5
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
+
+
+def get_config():
+    """For a command that takes a config file."""
+    return small()
 
 
 def adm():
@@ -69,23 +78,32 @@ def saved(path, config, seed=0):
     return params
 
 
+@functools.cache
+def made(name):
+    """The weights of each config, and a model that has them."""
+    config = CONFIGS[name]
+    names = tuple(f"dish_{y}" for y in range(config.model.num_classes or 1))
+    params = random_params(config)
+    return params, TrainedModel(config, build.make_diffusion_model(config), names, params, 7, "raw", {})
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The folder of each config."""
     root = tmp_path_factory.mktemp("diffusers")
-    for name, config in CONFIGS.items():
-        saved(root / f"{name}.safetensors", config)
-        export(root / f"{name}.safetensors", step=None, weights="ema", out=root / name, format="diffusers")
+    for name in CONFIGS:
+        (root / name).mkdir()
+        diffusers.write_folder(root / name, *made(name))
     return {name: root / name for name in CONFIGS}
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_names_go_there_and_back(config):
-    params = random_params(config)
-    there = to_diffusers(params, config.model)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_names_go_there_and_back(name):
+    params, trained = made(name)
+    there = to_diffusers(params, trained.config.model)
     assert sum(value.size for value in there.values()) == sum(value.size for value in params.values())
-    back = from_diffusers(there, params, config.model)
-    assert all(np.array_equal(back[name], value) for name, value in params.items())
+    back = from_diffusers(there, params, trained.config.model)
+    assert all(np.array_equal(back[each], value) for each, value in params.items())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -133,9 +151,40 @@ def test_other_networks_are_refused_and_leave_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["uvit.safetensors"]
 
 
-def our_steps(config, params, *, steps, guidance, n=3):
+@pytest.mark.slow
+def test_a_folder_comes_back_to_the_bit(exported, tmp_path):
+    config = f"--config={Path(__file__).parent / 'test_export_diffusers.py'}"
+    main(["import", str(exported["heads"] / "unet"), config, f"--workdir={tmp_path / 'back'}"])
+    trained = load_trained(tmp_path / "back", step=None, weights="raw", mesh=parallel.make_mesh())
+    for name, value in made("heads")[0].items():
+        assert np.array_equal(trained.params[name], value), name
+    assert trained.class_names == ("0", "1", "2", "3", "4")
+
+
+def test_a_network_that_is_not_the_configs_is_refused_by_its_fields(exported, tmp_path):
+    """As DDPM's first models in diffusers, and as a class of networks that is none of ours."""
+    folder, config = tmp_path / "unet", CONFIGS["plain"]
+    shutil.copytree(exported["plain"] / "unet", folder)
+    theirs = json.loads((folder / "config.json").read_text())
+    like = made("plain")[0]
+    old = {name: value for name, value in theirs.items() if diffusers.ABSENT.get(name, "") != value}
+    old["attn_norm_num_groups"] = None
+    (folder / "config.json").write_text(json.dumps(old))
+    assert diffusers.read_folder(folder, config, like).keys() == like.keys()
+    (folder / "config.json").write_text(json.dumps(theirs | {"freq_shift": 1, "norm_eps": 1e-6, "skip": "conv"}))
+    with pytest.raises(ValueError, match=r"norm_eps is 1e-06, .*freq_shift is 1, .*skip is 'conv'"):
+        diffusers.read_folder(folder, config, like)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        diffusers.read_folder(folder, config, like)
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        diffusers.read_folder(folder, config, like)
+
+
+def our_steps(params, trained, *, steps, guidance, n=3):
     """Ancestral steps along one trajectory: x_t of each step, its noise, and what follows, NCHW."""
-    model = build.make_diffusion_model(config)
+    model = trained.model
     denoise = model.denoiser(partial(model.network.apply, params))
     if guidance != 1:
         denoise = guided(denoise, unconditional(denoise, model.null_label), scale=guidance)
@@ -147,7 +196,7 @@ def our_steps(config, params, *, steps, guidance, n=3):
         here = for_batch(here, n)
         return ancestral_step(clipped(denoise)(x_t, here.level, cond), x_t, here, noise)
 
-    along = model.steps(build.sampler_spec(config.sample, steps=steps))
+    along = model.steps(build.sampler_spec(trained.config.sample, steps=steps))
     drawn = np.random.default_rng(0).standard_normal((steps + 1, n, *model.codec.shape), np.float32)
     x = [drawn[-1]]
     for i in range(steps):

@@ -1,4 +1,7 @@
-"""Folders that Hugging Face's diffusers loads: a UNet2DModel, a scheduler and a small pipeline that knows both."""
+"""Folders that Hugging Face's diffusers loads: a UNet2DModel, a scheduler and a small pipeline that knows both.
+
+And the way back, from a UNet2DModel to our parameters.
+"""
 
 import json
 import shutil
@@ -11,13 +14,21 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from fooddiff import build
-from fooddiff.model.diffusers import HEADS_CLASS, to_diffusers, unet_config
+from fooddiff.arrays import Params
+from fooddiff.model.diffusers import HEADS_CLASS, from_diffusers, to_diffusers, unet_config
 from fooddiff.runs.load import TrainedModel
 from fooddiff.runs.workdir import write_json
 
 VERSION = "0.42.1"  # of diffusers, against which the tests compare
 PYTHON = Path(__file__).parent / "huggingface"
 PREDICTIONS = {"eps": "epsilon", "x_0": "sample", "v": "v_prediction"}
+ABSENT = {
+    "attention_head_dim": 8, "norm_num_groups": 32, "attn_norm_num_groups": None, "norm_eps": 1e-5, "act_fn": "silu",
+    "resnet_time_scale_shift": "default", "center_input_sample": False, "time_embedding_type": "positional",
+    "freq_shift": 0, "flip_sin_to_cos": True, "mid_block_type": "UNetMidBlock2D", "mid_block_scale_factor": 1,
+    "downsample_padding": 1, "downsample_type": "conv", "upsample_type": "conv", "add_attention": True,
+}  # fmt: skip
+"""What a UNet2DModel takes for settings that its config.json lacks, as those of older versions may."""
 WEIGHTS, CONFIG = "diffusion_pytorch_model.safetensors", "config.json"
 
 USE = """\
@@ -66,6 +77,51 @@ def write_folder(folder: Path, params: Mapping[str, np.ndarray], trained: Traine
     state_dict = {name: np.ascontiguousarray(value) for name, value in to_diffusers(params, config.model).items()}
     safetensors.numpy.save_file(state_dict, folder / "unet" / WEIGHTS, {"format": "pt"})
     return USE.format(classes=[None] if names is None else json.dumps(trained.class_names[:2]))
+
+
+def read_folder(folder: Path, config: ConfigDict, like: Params) -> Params:
+    """Reads the weights of a `UNet2DModel`.
+
+    Args:
+        folder: with its config.json and `diffusion_pytorch_model.safetensors`.
+        config: of ours, which must describe the same network.
+        like: our parameters, or their shapes.
+
+    Returns:
+        Float32 parameters by our names.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the network is another one, or a file is damaged; names the fields that differ.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}: expected the folder of a UNet2DModel")
+    try:
+        theirs = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        differing = _differences(theirs, unet_of(config))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
+    if differing:
+        raise ValueError(f"the network in {folder} is not that of the config: {'; '.join(differing)}")
+    try:
+        state_dict = safetensors.numpy.load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors raises many types on hostile bytes
+        raise ValueError(f"{folder / WEIGHTS} cannot be read as a safetensors file: {error}") from error
+    return from_diffusers(state_dict, like, config.model)
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """In what a UNet2DModel's config.json differs from the one that an export of ours would have."""
+    theirs = ABSENT | {name: value for name, value in theirs.items() if not name.startswith("_")}
+    if theirs["attn_norm_num_groups"] is None and theirs["resnet_time_scale_shift"] == "default":
+        theirs["attn_norm_num_groups"] = theirs["norm_num_groups"]
+    names = [name for name in theirs | ours if not name.startswith("_") and name != "dropout"]
+    return [
+        f"{name} is {theirs.get(name)!r}, that of the config {ours.get(name)!r}"
+        for name in names
+        if theirs.get(name) != ours.get(name)
+    ]
 
 
 def unet_of(config: ConfigDict) -> dict[str, Any]:
