@@ -212,9 +212,7 @@ def test_diffusers_takes_the_same_steps(exported, tmp_path):
     cases = {"heads": (40, 1.0), "plain": (12, 1.0), "adm": (15, 2.0)}
     expected, arguments = {}, []
     for name, (steps, guidance) in cases.items():
-        given, expected[name] = our_steps(
-            CONFIGS[name], random_params(CONFIGS[name]), steps=steps, guidance=guidance
-        )  # fmt: skip
+        given, expected[name] = our_steps(*made(name), steps=steps, guidance=guidance)
         np.savez(tmp_path / f"{name}_in.npz", **given)
         arguments.append(f"{exported[name]}:{tmp_path / name}_in.npz:{tmp_path / name}_out.npz")
     subprocess.run([PYTHON, PEER, *arguments], check=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -25,6 +25,8 @@ class FooddiffPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(timestep_scale=timestep_scale, id2label=id2label, null_label=null_label)
+        betas = torch.tensor(scheduler.config.trained_betas, dtype=torch.float64)
+        scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)  # in float32, steps at low noise would lose three digits
 
     def label_ids(self, classes):
         """Class names or ids to a tensor of ids; None without classes."""
