@@ -25,13 +25,14 @@ LIBRARIES = {  # files or folders that may import them
     "sklearn": ("data/sources/sklearn_digits.py",),
     "tensorboardX": ("runs/record.py",),
     "wandb": ("runs/record.py",),
-    "safetensors": ("eval/weights.py", "runs/weights_file.py"),
+    "safetensors": ("eval/weights.py", "runs/weights_file.py", "convert/"),
     "ml_collections": ("build.py", "runs/", "convert/", "bench/", "commands/"),
     "absl": ("commands/flags.py", "commands/terminal.py"),
     "argparse": ("commands/",),
     "starlette": ("demo/server.py",),
     "uvicorn": ("demo/server.py",),
-    "torch": ("bench/peer/",),  # which runs in the peer's environment
+    "torch": ("bench/peer/", "convert/huggingface/"),  # which run in the environments of others
+    "diffusers": ("convert/huggingface/",),
     "tensorflow": (),
     "torchvision": (),
 }

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def import_file(flags: argparse.Namespace) -> None:
-    """Makes a workdir from a `.pt` file of OpenAI's, a `.safetensors` file of our own, or the two files of a TAESD."""
+    """Makes a workdir from OpenAI's `.pt`, our `.safetensors`, a folder of diffusers, or the two files of a TAESD."""
     if flags.file.suffix != ".safetensors":
         if flags.config is None:
             raise ValueError("--config is missing: which model is in it? For instance configs/openai_imagenet64.py")
@@ -28,7 +28,8 @@ def import_file(flags: argparse.Namespace) -> None:
         if flags.decoder is not None:
             importing.import_taesd(flags.file, flags.decoder, flags.workdir, config)
             return
-        importing.import_openai(flags.file, flags.workdir, config, flags.class_names)
+        load = importing.import_diffusers if flags.file.is_dir() else importing.import_openai
+        load(flags.file, flags.workdir, config, flags.class_names)
     elif flags.config or flags.overrides or flags.class_names:
         raise ValueError(f"{flags.file} brings its own config and class names: leave out --config and --class_names")
     else:
@@ -36,8 +37,10 @@ def import_file(flags: argparse.Namespace) -> None:
 
 
 def export_file(flags: argparse.Namespace) -> None:
-    """Writes a checkpoint's weights to a file."""
-    exporting.export(flags.workdir, step=flags.step, weights=flags.weights, out=flags.out, half=flags.half)
+    """Writes a checkpoint's weights to a file or a folder."""
+    exporting.export(
+        flags.workdir, step=flags.step, weights=flags.weights, out=flags.out, format=flags.format, half=flags.half
+    )
 
 
 def average(flags: argparse.Namespace) -> None:
@@ -49,22 +52,35 @@ def _parser() -> shared.Parser:
     parser = shared.Parser(prog="python -m fooddiff.convert", description="Brings weights in and out.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = subcommands.add_parser("import", help="make a workdir from OpenAI's .pt or an exported .safetensors")
+    command = subcommands.add_parser(
+        "import", help="make a workdir from OpenAI's .pt, an exported .safetensors or a UNet2DModel of diffusers"
+    )
     command.set_defaults(run=import_file)
-    command.add_argument("file", metavar="FILE", type=Path, help="the weights: .safetensors, else OpenAI's .pt")
+    command.add_argument("file", metavar="FILE", type=Path, help="the weights: .safetensors, OpenAI's .pt, or a folder")
     command.add_argument("--workdir", type=Path, required=True, help="where the run's files go")
     command.add_argument(
-        "--config", metavar="FILE.py", help="of the model in a .pt; --config.field=value changes a field of it"
+        "--config",
+        metavar="FILE.py",
+        help="of the model in a .pt or folder; --config.field=value changes a field of it",
     )
     command.add_argument("--decoder", metavar="FILE.pth", type=Path, help="of a TAESD; FILE is then its encoder")
     command.add_argument(
         "--class_names", type=Path, help="text file, the name of class 0 in the first line; numbered if not given"
     )
 
-    command = subcommands.add_parser("export", help="write a checkpoint's weights to one file")
+    command = subcommands.add_parser(
+        "export", help="write a checkpoint's weights for other programs, with a model card"
+    )
     command.set_defaults(run=export_file)
     shared.add_run(command)
-    command.add_argument("--out", type=Path, required=True, help="the file to write: .safetensors, or OpenAI's .pt")
+    command.add_argument(
+        "--out", type=Path, required=True, help="what to write: a .safetensors file, OpenAI's .pt, or a folder"
+    )
+    command.add_argument(
+        "--format",
+        choices=exporting.FORMATS,
+        help="diffusers or stablehlo for a folder; of a file its suffix says it",
+    )
     command.add_argument("--half", action="store_true", help="store a .safetensors file as float16")
 
     command = subcommands.add_parser(

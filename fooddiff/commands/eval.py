@@ -177,8 +177,7 @@ def _open(spec: str, flags: argparse.Namespace) -> ImageSet:
 def _holds_stats(spec: str) -> bool:
     if not spec.endswith(".npz") or not Path(spec).is_file():
         return False
-    names = npz_names(Path(spec))
-    return "mu" in names and "arr_0" not in names
+    return "mu" in npz_names(Path(spec))
 
 
 def _parser() -> shared.Parser:

@@ -7,7 +7,7 @@ import numpy as np
 
 from fooddiff import build, parallel
 from fooddiff.build import power_lengths
-from fooddiff.convert.exporting import check_new, write_safetensors
+from fooddiff.convert.exporting import check_new, check_suffix, write_safetensors
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints, choose_step
 from fooddiff.runs.codec_file import read_codec
@@ -34,7 +34,8 @@ def average(workdir: Path, *, length: float, step: int | None, out: Path, half: 
         FileExistsError: there already is a file of that name.
         ValueError: a length out of range, a run without power averages, or too few checkpoints for this length.
     """
-    check_new(out, (".safetensors",))
+    check_suffix(out, (".safetensors",))
+    check_new(out)
     if not MIN_LENGTH <= length <= MAX_LENGTH:
         raise ValueError(f"--length is {length}, expected a number in [{MIN_LENGTH}, {MAX_LENGTH}]")
     if not (workdir / "checkpoints").is_dir():

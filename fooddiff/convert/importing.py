@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import build, parallel
 from fooddiff.arrays import Params
+from fooddiff.convert import diffusers
 from fooddiff.data.sources.source import read_class_names
 from fooddiff.files.hashes import sha256_of
 from fooddiff.files.torch_file import load_state_dict
@@ -47,6 +48,26 @@ def import_openai(file: Path, workdir: Path, config: ConfigDict, class_names: Pa
     check_norm_groups(config.model.norm_groups)
     params = from_openai(load_state_dict(file), training.abstract_state.params)
     _write_run(workdir, config, training, params, names, _origin(file))
+
+
+def import_diffusers(folder: Path, workdir: Path, config: ConfigDict, class_names: Path | None) -> None:
+    """Makes a workdir from a folder with a `UNet2DModel` of diffusers: its config.json and its safetensors file.
+
+    Args:
+        folder: the model's own folder, `unet` of a pipeline's.
+        workdir: an empty or new directory.
+        config: the model, and how to go on training it.
+        class_names: as in `import_openai`.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: the workdir is not empty, the folder's network is not that of the config, or a file is damaged.
+    """
+    _check_free(workdir)
+    training = build.make_training(config, parallel.make_mesh())
+    names = _class_names(config.model.num_classes, class_names)
+    params = diffusers.read_folder(folder, config, training.abstract_state.params)
+    _write_run(workdir, config, training, params, names, _origin(folder / diffusers.WEIGHTS))
 
 
 def import_taesd(encoder: Path, decoder: Path, workdir: Path, config: ConfigDict) -> None:

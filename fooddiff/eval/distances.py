@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import logsumexp
 
 from fooddiff.arrays import Array, Float
 from fooddiff.eval.stats import Stats, Sums, finish, total
@@ -214,6 +215,34 @@ def precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int =
         _share(_on_manifold(x, y, _radii(y, k))),
         _share(_on_manifold(y, x, _radii(x, k))),
     )
+
+
+def inception_score(logits: Float[Array, "n d"], *, split: int = 5000) -> Estimate:
+    """Inception Score, exp of the mean KL divergence of p(y | image) from its mean over images.
+
+    Salimans et al. 2016 (arXiv 1606.03498), section 4. As guided-diffusion's evaluator has it, which takes the mean
+    over splits of 5,000 images in their order. It needs no reference, and grows with the size of a split.
+
+    Args:
+        logits: of the scored set, n >= 2; published scores take the head without its bias.
+        split: images in a split; the last one may be smaller.
+
+    Returns:
+        The mean over the splits; the error is their standard deviation, None for a single one.
+
+    Raises:
+        ValueError: fewer than two examples.
+    """
+    logits = np.asarray(logits, np.float64)
+    if logits.ndim != 2 or len(logits) < 2:
+        raise ValueError(f"expected logits [n, d] with n >= 2; got {logits.shape}")
+    log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+    scores = []
+    for start in range(0, len(log_p), split):
+        part = log_p[start : start + split]
+        log_mean = logsumexp(part, axis=0) - np.log(len(part))
+        scores.append(np.exp((np.exp(part) * (part - log_mean)).sum(axis=1).mean()))
+    return Estimate(float(np.mean(scores)), float(np.std(scores)) if len(scores) > 1 else None, None)
 
 
 def _paired(x: Array, y: Array) -> tuple[np.ndarray, np.ndarray]:

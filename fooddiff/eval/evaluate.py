@@ -15,20 +15,21 @@ from fooddiff import processes
 from fooddiff.eval import inception, results
 from fooddiff.eval.distances import (
     frechet_estimate,
+    inception_score,
     kernel_distance,
     kernel_distance_subsets,
     precision_recall,
 )
 from fooddiff.eval.extract import Extract, feature_chunks, make_extract
-from fooddiff.eval.images import ImageSet
+from fooddiff.eval.images import ImageSet, images_in
 from fooddiff.eval.resize import Resize
 from fooddiff.eval.results import Result
 from fooddiff.eval.stats import Stats, finish, grouped_sums, merge, read_stats, sums_of, write_stats
 from fooddiff.eval.weights import InceptionWeights, metric_name
 from fooddiff.files.hashes import sha256_of, sha256_of_json
 
-METRICS = ("fd", "kd", "pr")
-"""Fréchet distance, kernel distance, precision and recall."""
+METRICS = ("fd", "kd", "pr", "is")
+"""Fréchet distance, kernel distance, precision and recall, Inception Score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +149,8 @@ def evaluate(
 
     Args:
         samples: the scored set.
-        reference: images, or an npz of statistics (`fd` only).
-        extractor: how features are computed; every feature is scored.
+        reference: images, or an npz of statistics, which may hold the images for `kd` and `pr` as `arr_0`, too.
+        extractor: how features are computed; every feature is scored: logits by `is`, all others by the distances.
         metrics: of `METRICS`.
         kid_subsets: subsets of the kernel distance's second figure.
         kid_subset_size: their size; at most the size of either set.
@@ -162,19 +163,26 @@ def evaluate(
         A record as `results.record` makes it.
 
     Raises:
-        ValueError: a metric does not exist or needs images where statistics are given.
+        ValueError: a metric does not exist, has no features, or needs images where statistics are given.
     """
-    if unknown := sorted(set(metrics) - set(METRICS)):
-        raise ValueError(f"there is no metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")
-    if isinstance(reference, Path) and set(metrics) != {"fd"}:
-        raise ValueError(f"{reference} holds statistics: only fd can be computed from them; kd and pr need images")
+    _check_metrics(metrics, extractor.names)
+    others = images_in(reference) if isinstance(reference, Path) else reference
+    if others is None and {"kd", "pr"} & set(metrics):
+        raise ValueError(
+            f"{reference} holds statistics alone: only fd can be computed from them; kd and pr need images"
+        )
     found: list[Result] = []
     for name in extractor.names:
+        if name in inception.LOGITS:
+            score = inception_score(np.concatenate(list(features_of(extractor, samples, name))))
+            label = metric_name("IS", name, extractor.weights)
+            found.append(results.plain_result(label, score, n=len(samples.pixels)))
+            continue
         if "fd" in metrics:
             found.append(_frechet(samples, reference, extractor, name))
         if not {"kd", "pr"} & set(metrics):
             continue
-        x, y = (np.concatenate(list(features_of(extractor, images, name))) for images in (samples, reference))
+        x, y = (np.concatenate(list(features_of(extractor, images, name))) for images in (samples, others))
         if "kd" in metrics:
             size = min(kid_subset_size, len(x), len(y))
             label = metric_name("KD", name, extractor.weights)
@@ -195,10 +203,28 @@ def evaluate(
     )
 
 
+def _check_metrics(metrics: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """Raises ValueError unless every metric has a feature and every feature a metric."""
+    if unknown := sorted(set(metrics) - set(METRICS)):
+        raise ValueError(f"there is no metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")
+    logits = [name for name in names if name in inception.LOGITS]
+    distances = [metric for metric in metrics if metric != "is"]
+    if ("is" in metrics) != bool(logits):
+        raise ValueError(
+            f"the metric is (Inception Score) and the features {' and '.join(inception.LOGITS)} belong together: got "
+            f"the metrics {', '.join(metrics)} and the features {', '.join(names)}"
+        )
+    if bool(distances) != (len(names) > len(logits)):
+        raise ValueError(
+            f"fd, kd and pr are of other features than logits, such as 2048: got the metrics {', '.join(metrics)} and "
+            f"the features {', '.join(names)}"
+        )
+
+
 def _frechet(samples: ImageSet, reference: ImageSet | Path, extractor: Extractor, name: str) -> Result:
     warnings = []
     if isinstance(reference, Path):
-        target, provenance = read_stats(reference)
+        target, provenance = read_stats(reference, spatial=name == "spatial")
         if provenance is None:
             warnings.append(f"{reference} does not say with which feature, resize rule and weights it was made")
         else:

@@ -188,6 +188,11 @@ def open_images(
     return _open_npz(path)
 
 
+def images_in(path: Path) -> ImageSet | None:
+    """The images in an npz file that holds statistics, as guided-diffusion's references may; None if it has none."""
+    return _open_npz(path) if "arr_0" in npz_names(path) else None
+
+
 def _open_source(spec: str, source: Callable, rest: str, image_size: int, cache_dir: str | os.PathLike) -> ImageSet:
     path, colon, split = rest.rpartition(":")
     if not colon or split not in SPLITS:

@@ -24,12 +24,19 @@ NUM_CLASSES = 1008
 DIMENSIONS = {
     "64": 64,
     "192": 192,
+    "spatial": 17 * 17 * 7,
     "768": 768,
     "2048": 2048,
     "logits_unbiased": NUM_CLASSES,
     "logits": NUM_CLASSES,
 }
-"""Feature name -> d, from shallow to deep; logits_unbiased is the head without its bias."""
+"""Feature name -> d, from shallow to deep; logits_unbiased is the head without its bias.
+
+"spatial" is not averaged over the image: the first 7 channels of `SPATIAL`, flattened, which guided-diffusion's
+evaluator takes for its sFID (Nash et al. 2021, arXiv 2103.03841). Its other features are "2048" and "logits_unbiased".
+"""
+
+LOGITS = ("logits_unbiased", "logits")
 
 _BN_EPSILON = 1e-3
 _BN_PARAMETERS = ("weight", "bias", "running_mean", "running_var")  # gamma, beta, mean, variance
@@ -168,13 +175,15 @@ STAGES: dict[str, Chain] = {
         Conv("Conv2d_4a_3x3", 192, (3, 3), 1, "VALID"),
         MaxPool(2, "VALID"),
     ),
-    "768": (
+    "spatial": (
         _block_a("Mixed_5b", 32),
         _block_a("Mixed_5c", 64),
         _block_a("Mixed_5d", 64),
         _block_b("Mixed_6a"),
         _block_c("Mixed_6b", 128),
         _block_c("Mixed_6c", 160),
+    ),
+    "768": (
         _block_c("Mixed_6d", 160),
         _block_c("Mixed_6e", 192),
     ),
@@ -184,7 +193,11 @@ STAGES: dict[str, Chain] = {
         _block_e("Mixed_7c", MaxPool(1, "SAME")),
     ),
 }
-"""The layers from one feature to the next deeper one. A feature is the mean over the image after a stage."""
+"""The layers from one feature to the next deeper one. All but "spatial" are the mean over the image after a stage."""
+
+SPATIAL = Conv("Mixed_6d.branch1x1", 192, (1, 1))
+"""What "spatial" shows of the block after its stage: "mixed_6/conv:0" in the graph."""
+_SPATIAL_CHANNELS = 7
 
 
 def required_parameters(names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -202,12 +215,13 @@ def required_parameters(names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     check_names(names)
     shapes: dict[str, tuple[int, ...]] = {}
     channels = 3
-    for chain in _stages_for(names).values():
-        for conv, c_in in _convs(chain, channels):
+    for stage, chain in _stages_for(names).items():
+        ahead = (SPATIAL,) if stage == "spatial" and stage in names else ()
+        for conv, c_in in _convs(chain + ahead, channels):
             shapes[f"{conv.name}.conv.weight"] = (conv.channels, c_in, *conv.kernel)
             shapes |= {f"{conv.name}.bn.{part}": (conv.channels,) for part in _BN_PARAMETERS}
         channels = _width(chain, channels)
-    if {"logits", "logits_unbiased"} & set(names):
+    if set(LOGITS) & set(names):
         shapes["fc.weight"] = (NUM_CLASSES, channels)
     if "logits" in names:
         shapes["fc.bias"] = (NUM_CLASSES,)
@@ -267,8 +281,11 @@ def features(
     out: dict[str, Array] = {}
     for stage, chain in _stages_for(names).items():
         x = _run(chain, params, x)
-        out[stage] = x.mean(axis=(1, 2))
-    if {"logits", "logits_unbiased"} & set(names):
+        if stage != "spatial":
+            out[stage] = x.mean(axis=(1, 2))
+        elif stage in names:
+            out[stage] = _run((SPATIAL,), params, x)[..., :_SPATIAL_CHANNELS].reshape(x.shape[0], -1)
+    if set(LOGITS) & set(names):
         out["logits_unbiased"] = jnp.dot(out["2048"], params["fc"]["kernel"], precision=lax.Precision.HIGHEST)
     if "logits" in names:
         out["logits"] = out["logits_unbiased"] + params["fc"]["bias"][None]

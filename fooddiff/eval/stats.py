@@ -147,11 +147,12 @@ def write_stats(path: str | os.PathLike, stats: Stats, provenance: dict) -> None
         )
 
 
-def read_stats(path: str | os.PathLike) -> tuple[Stats, dict | None]:
+def read_stats(path: str | os.PathLike, *, spatial: bool = False) -> tuple[Stats, dict | None]:
     """Reads statistics written here, by EDM, by pytorch-fid or by any other code that stores `mu, sigma`.
 
     Args:
         path: an npz file.
+        spatial: read `mu_s, sigma_s` where the file has them: guided-diffusion's references hold those of sFID, too.
 
     Returns:
         The statistics (n is None where the file does not say) and their provenance (None where the file has
@@ -160,7 +161,9 @@ def read_stats(path: str | os.PathLike) -> tuple[Stats, dict | None]:
     Raises:
         ValueError: the file is not such an npz, or its arrays cannot be a mean and a covariance.
     """
-    arrays = read_npz(Path(path), ("mu", "sigma", "n", "provenance"))
+    arrays = read_npz(Path(path), ("mu", "sigma", "mu_s", "sigma_s", "n", "provenance"))
+    if spatial and {"mu_s", "sigma_s"} <= set(arrays):
+        arrays |= {"mu": arrays["mu_s"], "sigma": arrays["sigma_s"]}
     if not {"mu", "sigma"} <= set(arrays):
         raise ValueError(f"{path} holds no `mu` and `sigma` arrays; statistics are an npz with both")
     mean, cov = arrays["mu"], arrays["sigma"]

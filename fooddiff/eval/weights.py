@@ -111,17 +111,18 @@ def metric_name(metric: str, feature: str, weights: InceptionWeights) -> str:
     """The only place where a metric gets its name.
 
     Args:
-        metric: "FD" (Fréchet distance), "KD" (kernel distance), "Precision" or "Recall".
+        metric: "FD" (Fréchet distance), "KD" (kernel distance), "IS" (Inception Score), "Precision" or "Recall".
         feature: a key of `inception.DIMENSIONS`.
         weights: what the features were computed with.
 
     Returns:
-        "FID-64", "KID-2048" or "Precision-2048" with the genuine weights; otherwise the distance is not an
-        Inception distance as published, and the name says what it is: "FD-64[my_stem d11d89b6]".
+        "FID-64", "KID-2048", "Precision-2048", "sFID" (of the feature "spatial") or "IS" with the genuine weights;
+        otherwise the number is no Inception number as published, and the name says what it is: "FD-64[my_stem
+        d11d89b6]".
     """
-    if weights.genuine:
-        return f"{ {'FD': 'FID', 'KD': 'KID'}.get(metric, metric) }-{feature}"
-    return f"{metric}-{feature}[{weights.name} {weights.sha256[:8]}]"
+    known = {"FD": "FID", "KD": "KID"}.get(metric, metric) if weights.genuine else metric
+    name = {"spatial": f"s{known}", "logits_unbiased": known}.get(feature, f"{known}-{feature}")
+    return name if weights.genuine else f"{name}[{weights.name} {weights.sha256[:8]}]"
 
 
 def _converted(cache_dir: Path, sha256: str, names: tuple[str, ...]) -> Path:

@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,3 +33,22 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that readers and crashes see the old content or the new, never a part."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Gives a new folder beside `path`, which becomes `path` when the block succeeds.
+
+    Args:
+        path: the folder to create; there must be none.
+
+    Yields:
+        The temporary folder. If the block raises, it is removed with what is in it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

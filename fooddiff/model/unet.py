@@ -236,7 +236,7 @@ def heads_of(channels: int, head_channels: int) -> int:
 
 def split_heads(qkv: Float[Array, "n ... d3"], num_heads: int, *, new_order: bool) -> Float[Array, "3 n t m d"]:
     """Queries, keys and values of each head, from channels in the order [head, qkv, d] or, if new, [qkv, head, d]."""
-    n, d = len(qkv), qkv.shape[-1] // (3 * num_heads)
+    n, d = qkv.shape[0], qkv.shape[-1] // (3 * num_heads)  # n may be a symbol, which has no len
     if new_order:
         return jnp.moveaxis(qkv.reshape(n, -1, 3, num_heads, d), 2, 0)
     return jnp.moveaxis(qkv.reshape(n, -1, num_heads, 3, d), 3, 0)

@@ -1,0 +1,41 @@
+"""The notebook holds no outputs, and runs from top to bottom."""
+
+import json
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+
+from fooddiff.api import SHIPPED
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "fooddiff.ipynb"
+
+
+def test_its_outputs_are_stripped():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 5
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+
+
+@pytest.mark.slow
+def test_it_runs():
+    """Without its installation, and without what draws with the package's weights where these are not there."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    left_out = {"install"} if SHIPPED.is_file() else {"install", "weights"}
+    notebook.cells = [cell for cell in notebook.cells if not left_out & set(cell.metadata.get("tags", ()))]
+    nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+    ).execute()
+    said = "".join(
+        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()) if "text" in output
+    )
+    print(said[-600:])
+    share = int(said.partition("% of 80 are read as asked")[0].split()[-1])
+    assert share > 50
+    assert "bits" in said
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == (3 if SHIPPED.is_file() else 1)
