@@ -56,7 +56,7 @@ def test_unknown_flags_are_named_with_the_nearest(capsys, monkeypatch, argv, mes
         (["imges", "a", "b"], "did you mean images?"),
         (["images", "a", "b", "--reszie=tf1"], "no flag --reszie: did you mean --resize?"),
         (["images", "a", "b", "--resize=tf"], "did you mean tf1?"),
-        (["images", "a", "b", "--metrics=fd,kdd"], "'kdd' is none of fd, kd, pr: did you mean kd?"),
+        (["images", "a", "b", "--metrics=fd,kdd"], "'kdd' is none of fd, kd, pr, is: did you mean kd?"),
         (["images", "a", "b", "--features=2047"], "did you mean 2048?"),
     ],
 )
