@@ -136,11 +136,11 @@ def test_torch_fidelity_gives_the_same_numbers(tmp_path):
         f"--out={tmp_path / 'out'}",
     ]
     for which, features, metrics in (
-        ("", ["64"], ["fd", "kd", "pr"]),
-        ("_deep", ["2048", "logits_unbiased"], ["kd", "pr", "is"]),
+        ("", "64", "fd,kd,pr"),
+        ("_deep", "2048,logits_unbiased", "kd,pr,is"),
     ):
         sets = [str(tmp_path / f"{name}{which}.npz") for name in "ab"]
-        main(["images", *sets, "--batch_size=12", *common, "--features", *features, "--metrics", *metrics])
+        main(["images", *sets, "--batch_size=12", *common, f"--features={features}", f"--metrics={metrics}"])
         record = json.loads((tmp_path / "out" / f"a{which}-vs-b{which}.json").read_text())
         whole = [result for result in record["results"] if "subsets" not in result["metric"]]
         ours |= {result["metric"].split("[")[0]: result["value"] for result in whole}
