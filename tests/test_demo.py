@@ -85,11 +85,12 @@ def order(painter, query):
     [
         ("dish=pizza&dish=donuts&number=3", dict(classes=["pizza", "donuts"], per_class=3)),
         ("dish=pizza&number=1&guidance=1&steps=3", dict(classes=["pizza"], guidance=1.0, steps=3)),
-        (
+        pytest.param(
             "dish=gyoza&seed=7&sampler=dpmpp_2m&guidance=3.5",
             dict(classes=["gyoza"], per_class=4, seed=7, sampler="dpmpp_2m", guidance=3.5),
+            marks=pytest.mark.slow,
         ),
-        ("dish=*&sampler=ddim", dict(sampler="ddim")),
+        pytest.param("dish=*&sampler=ddim", dict(sampler="ddim"), marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_images_are_those_of_the_api(client, painter, query, settings):
@@ -118,7 +119,13 @@ def test_the_query_of_an_order_is_the_order(client, painter):
         assert order(painter, query_of(wanted, painter.menu)) == wanted
 
 
-@pytest.mark.parametrize("query", ["dish=pizza&dish=baklava&number=2&seed=5&sampler=ddim&guidance=1.5", "dish=*"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "dish=pizza&dish=baklava&number=2&seed=5&sampler=ddim&guidance=1.5",
+        pytest.param("dish=*", marks=pytest.mark.slow),
+    ],
+)
 def test_the_command_draws_the_same(client, query, tmp_path, monkeypatch):
     about, images = drawn(client, query)
     monkeypatch.chdir(tmp_path)

@@ -536,6 +536,7 @@ FIELDS = [
 ]
 
 
+@pytest.mark.slow
 @hypothesis.settings(SETTINGS, max_examples=int(os.environ.get("FOODDIFF_EXAMPLES", 15)))
 @hypothesis.given(st.data())
 def test_every_override_is_accepted_or_refused_by_name(data):

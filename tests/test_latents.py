@@ -55,6 +55,7 @@ def trained(workspace, autoencoder, once):
     return once("latent", latent(workspace, autoencoder))
 
 
+@pytest.mark.slow
 def test_a_run_samples_whole_images_without_its_autoencoder(workspace, trained, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(trained, moved)  # and nothing else
@@ -64,6 +65,7 @@ def test_a_run_samples_whole_images_without_its_autoencoder(workspace, trained, 
     assert (trained / "samples" / "step_0000004_ema_0.995.png").exists()
 
 
+@pytest.mark.slow
 def test_samples_are_decoded_with_the_statistics_of_the_training_set(workspace, autoencoder, trained):
     model = load_trained(trained, step=None, weights="raw", mesh=parallel.make_mesh())
     of_images = load_trained(autoencoder, step=None, weights="ema", mesh=parallel.make_mesh(), task="autoencoder")
@@ -77,6 +79,7 @@ def test_samples_are_decoded_with_the_statistics_of_the_training_set(workspace, 
     np.testing.assert_allclose(model.params[codec.STD], z.std(axes), rtol=0.1)
 
 
+@pytest.mark.slow
 def test_the_codec_turns_what_the_cache_holds_to_the_autoencoders_images(workspace, autoencoder, trained):
     config, mesh = latent(workspace, autoencoder), parallel.make_mesh()
     dataset = build.make_dataset(config, "train")
@@ -160,6 +163,7 @@ def test_fine_tuning_goes_on_in_the_same_latents(workspace, autoencoder, trained
         train.run(test_recipes.continuous(workspace, init_from=str(trained)), tmp_path / "pixels")
 
 
+@pytest.mark.slow
 def test_a_codec_that_is_missing_or_another_is_refused(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
@@ -195,6 +199,7 @@ def test_other_codecs_are_named(workspace, autoencoder, tmp_path, changes, error
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.slow
 def test_bits_per_dimension_and_openais_files_are_refused(trained, tmp_path):
     settings = dict(step=None, weights="raw", split="test", count=2, batch_size=2, seed=0, data_path=None)
     with pytest.raises(ValueError, match="bits per dimension are those of pixels"):

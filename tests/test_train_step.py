@@ -1,5 +1,6 @@
 """The step's own laws on a toy task that compiles at once, and the real one where the model matters."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -76,6 +77,7 @@ class Real:
         self.over_data = training.over_data
         self.traces = 0
 
+        @functools.wraps(training.step)  # of the same name it is the same program
         def counted(*args):
             self.traces += 1
             return training.step(*args)
@@ -235,7 +237,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing():
 
 
 def test_one_trace_for_all_steps_and_the_old_state_is_donated(tmp_path):
-    run = Real(tiny.config(tmp_path))
+    run = Real(tiny.config(tmp_path), devices=2)
     first = run.state
     run.advance(*(pixels_and_labels(seed=seed) for seed in range(3)))
     assert run.traces == 1
@@ -274,7 +276,8 @@ def test_one_and_two_devices_agree(tmp_path):
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_convolutions_have_the_form_of_the_fast_kernels(tmp_path, accumulate):
     training = build.make_training(tiny.config(tmp_path, train__accumulate=accumulate), parallel.make_mesh())
-    program = jit(training.step).lower(*build.abstract_step_arguments(tiny.config(tmp_path), training)).compile()
+    step = jit(training.step, donate_argnums=0, out_shardings=training.state_sharding)
+    program = step.lower(*build.abstract_step_arguments(tiny.config(tmp_path), training)).compile()
     forms = set(re.findall(r" convolution\(.*dim_labels=(\S+?),", program.as_text()))
     assert forms == {"b01f_01io->b01f"}
 

@@ -40,10 +40,12 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # of a checkpoint's items; a program reads its own
 
-# Arrays are handed to Orbax on the host, where nobody changes them: it need not copy them.
-ocp.type_handlers.register_type_handler(
-    np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
-)
+
+class _Kept(np.ndarray):
+    """An array that nobody changes, so that Orbax need not copy it."""
+
+    def __deepcopy__(self, _memo: dict) -> "_Kept":
+        return self
 
 
 class _MetaHandler(ocp.JsonCheckpointHandler):
@@ -137,7 +139,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             # on the CPU these are the buffers themselves, which JAX then keeps from the next step
-            host = jax.tree.map(processes.on_host, state)
+            host = jax.tree.map(lambda leaf: processes.on_host(leaf).view(_Kept), state)
             rest = replace(host, params={}, ema={})
 
             def stored_meta() -> Mapping[str, Any]:
