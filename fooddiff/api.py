@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fooddiff import build, parallel
-from fooddiff.runs.load import TrainedModel, class_ids, load_trained, make_guide
+from fooddiff.runs.load import TrainedModel, check_draws, class_ids, load_trained, make_guide
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
 
@@ -102,11 +102,14 @@ def load(path: str | Path | None = None, *, step: int | None = None, weights: st
 
     Raises:
         FileNotFoundError: no such workdir, file or checkpoint.
-        ValueError: the file is damaged or of another program, or there are no such weights.
+        ValueError: the file is damaged or of another program, there are no such weights, or the model is one for
+            super-resolution, which draws nothing by itself.
     """
     path = shipped_weights() if path is None else Path(path)
     mesh = parallel.make_mesh()
-    return Model(load_trained(path, step=step, weights=weights, mesh=mesh), mesh)
+    trained = load_trained(path, step=step, weights=weights, mesh=mesh)
+    check_draws(trained)
+    return Model(trained, mesh)
 
 
 def shipped_weights() -> Path:

@@ -23,6 +23,8 @@ from fooddiff.diffusion.denoiser import Denoiser, Prediction
 from fooddiff.diffusion.discrete import GaussianDiffusion
 from fooddiff.diffusion.level import Level, Transition, clean_level
 from fooddiff.eval import resize
+from fooddiff.keys import sample_noise, stream
+from fooddiff.low_res import LowRes, shrink
 from fooddiff.model import bottleneck
 from fooddiff.model.autoencoder import Autoencoder
 from fooddiff.model.classifier import Classifier
@@ -31,6 +33,7 @@ from fooddiff.model.taesd import TAESD
 from fooddiff.model.unet import UNet
 from fooddiff.model.uvit import UViT
 from fooddiff.sample import one_step
+from fooddiff.sample.enlarge import Enlarge
 from fooddiff.sample.generate import BoundSampler, Draw, Stepper, make_draw, make_stepper
 from fooddiff.sample.one_step import OneStep
 from fooddiff.sample.spec import SamplerSpec
@@ -122,6 +125,7 @@ SECTIONS = {  # of every task: fields with their types; None where the arguments
 DIFFUSION_SECTIONS = {
     "diffusion": None,
     "codec": None,
+    "low_res": None,
     "sample": {"every_steps": int, "classes": tuple[str, ...], "per_class": int, "batch_size": int}
     | {field.name: SamplerSpec.__annotations__[field.name] for field in fields(SamplerSpec)},
     "eval": {
@@ -152,6 +156,26 @@ class DiffusionModel(NamedTuple):
     num_classes: int | None
     null_label: int | None  # the label that means none, if the network knows one
     posterior_variance: bool  # of a step's variance: whether it is the posterior's, zero at the last step
+    low_res: LowRes | None  # what a model for super-resolution is shown; None for all others
+
+    def cond(self, key: Key, ids: Array, images: Image | None = None) -> Cond:
+        """What samples are conditioned on.
+
+        Args:
+            key: the seed's key.
+            ids: i32[n, 2], (class, index) of every sample.
+            images: f32[n, h, w, c], needed for super-resolution alone: what is enlarged, as large as the condition, or
+                larger, in which case the condition is a small version.
+
+        Returns:
+            The class where the model knows classes; for super-resolution the small image with sampling's noise, too.
+        """
+        cond = {} if self.num_classes is None else {"y": ids[:, 0]}
+        if self.low_res is None:
+            return cond
+        small = shrink(images, self.low_res.size)
+        noise = sample_noise(stream(key, "low_res"), ids, small.shape[1:])
+        return {**cond, "low_res": small + self.low_res.noise * noise}
 
 
 def make_diffusion_model(config) -> DiffusionModel:
@@ -166,6 +190,11 @@ def make_diffusion_model(config) -> DiffusionModel:
     height, _, channels = diffused.shape
     outputs = channels * (2 if log_var is denoiser.learned_range else 1)
     given = dict(image_size=height, in_channels=channels, out_channels=outputs, dtype=dtype)
+    low_res = make_low_res(config)
+    if module is UNet:
+        given["low_res"] = low_res is not None
+    elif low_res is not None:
+        raise ConfigError("config.low_res is for super-resolution, which takes config.model.network 'unet'")
     network = construct(_network_maker(module), "model", model, given=given)
     num_classes = model["num_classes"]
     return DiffusionModel(
@@ -177,7 +206,30 @@ def make_diffusion_model(config) -> DiffusionModel:
         num_classes,
         num_classes if knows_null_label(network, num_classes) else None,
         log_var in (None, denoiser.fixed_small),
+        low_res,
     )
+
+
+def make_low_res(config) -> LowRes | None:
+    """Reads config.low_res, which makes a diffusion model one for super-resolution; None without it."""
+    if "low_res" not in config:
+        return None
+    if "codec" in config:
+        raise ConfigError("config.low_res is for super-resolution of pixels: expected no config.codec beside it")
+    return construct(_low_res, "low_res", dict(config.low_res), given={"image_size": config.data.image_size})
+
+
+def _low_res(*, size: int, max_noise: float, noise: float, image_size: int) -> LowRes:
+    if not 1 <= size < image_size or image_size % size:
+        raise ConfigError(
+            f"config.low_res.size is {size}, expected a divisor of config.data.image_size {image_size} below it"
+        )
+    if not 0 <= noise <= max_noise:
+        raise ConfigError(
+            f"config.low_res.noise is {noise} and max_noise {max_noise}, expected 0 <= noise <= max_noise: a model is "
+            f"to sample at a level that it was trained at"
+        )
+    return LowRes(size, max_noise, noise)
 
 
 def make_codec(config) -> Codec:
@@ -288,6 +340,7 @@ def _diffusion_task(config, model: DiffusionModel) -> Task:
         dropout=config.model.get("dropout", 0.0) > 0,
         label_dropout=label_dropout,
         null_label=model.null_label,
+        low_res=model.low_res,
     )
 
 
@@ -612,7 +665,7 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
 
 def recipe(config) -> dict[str, Any]:
     """What a model computes from its weights, as JSON types: the network, the process and how its output is read."""
-    sections = {name: config[name].to_dict() for name in ("model", "diffusion") if name in config}
+    sections = {name: config[name].to_dict() for name in ("model", "diffusion", "low_res") if name in config}
     sections["model"].pop("remat", None)  # which changes what is kept in memory alone
     if "codec" in config:
         sections["codec"] = config.codec.model.to_dict()
@@ -751,7 +804,7 @@ def make_sampler(
     *,
     guide: DiffusionModel | None = None,
     classifier: ClassifierModel | None = None,
-) -> Draw:
+) -> Draw | Enlarge:
     """Builds the compiled sampler of a spec.
 
     Args:
@@ -762,7 +815,8 @@ def make_sampler(
         classifier: what spec.classifier_scale guides by.
 
     Returns:
-        The sampler. With a guide or a classifier its parameters are `GuidedParams`.
+        The sampler; that of a model for super-resolution is an `Enlarge`. With a guide or a classifier its parameters
+        are `GuidedParams`.
 
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
@@ -774,7 +828,7 @@ def make_sampler(
         partial(sampler_of, scale=spec.guidance),
         model.steps(spec),
         codec,
-        conditional=model.num_classes is not None,
+        cond=model.cond,
         mesh=mesh,
     )
 
@@ -787,9 +841,7 @@ def make_stepwise_sampler(model: DiffusionModel, mesh: jax.sharding.Mesh, spec: 
     Raises:
         ConfigError: a sampler that does not exist, or a setting that it does not take.
     """
-    return make_stepper(
-        _bound_sampler(model, spec, None, None), model.codec, conditional=model.num_classes is not None, mesh=mesh
-    )
+    return make_stepper(_bound_sampler(model, spec, None, None), model.codec, cond=model.cond, mesh=mesh)
 
 
 def _bound_sampler(
@@ -848,7 +900,7 @@ def make_one_step(model: DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[OneSt
         lambda params: denoiser.clipped(_denoiser(model, params)),
         levels,
         model.codec,
-        conditional=model.num_classes is not None,
+        cond=model.cond,
         mesh=mesh,
     )
     return made, one_step.captions(levels)
@@ -894,6 +946,11 @@ def _check_guidance(model: DiffusionModel, spec: SamplerSpec, guide: DiffusionMo
         if guide is not None:
             raise ConfigError("a guide is given, but guidance is 1, which is off: give --guidance=2, for instance")
         return
+    if guide is None and model.num_classes is None:
+        raise ConfigError(
+            f"guidance is {spec.guidance}, but this model knows no classes to be guided to: take --guidance=1, or give "
+            f"another model as --guide"
+        )
     if guide is None and model.null_label is None:
         raise ConfigError(
             f"guidance is {spec.guidance}, but this model knows no null label: train with config.model.null_label and "

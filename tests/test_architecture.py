@@ -8,7 +8,7 @@ PACKAGE = ROOT / "fooddiff"
 
 # Each room may import those before it, and within diffusion/ each module those before it.
 ORDER = [
-    "files", "settings", "arrays", "keys", "xla", "parallel", "processes", "chunks", "codec",
+    "files", "settings", "arrays", "keys", "xla", "parallel", "processes", "chunks", "codec", "low_res",
     "diffusion.schedule", "diffusion.timesteps", "diffusion.weights", "diffusion.level", "diffusion.discrete",
     "diffusion.continuous", "diffusion.denoiser", "diffusion.guidance", "diffusion.losses", "diffusion.samplers",
     "diffusion.likelihood", "diffusion",

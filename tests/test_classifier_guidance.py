@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from fooddiff import build, parallel
 from fooddiff.commands import sample
 from fooddiff.commands.eval import main as evaluator
+from fooddiff.commands.guide import check_fits
 from fooddiff.diffusion import continuous
 from fooddiff.diffusion.denoiser import Prediction
 from fooddiff.diffusion.guidance import classifier_gradient, classifier_guided, without_last
@@ -19,6 +20,7 @@ from fooddiff.diffusion.level import add_noise, eps_from_x0, per_image
 from fooddiff.diffusion.samplers import ancestral, begin, ddim, dpmpp_2m, heun, sde_dpmpp_2m
 from fooddiff.keys import sample_noise
 from fooddiff.report.runs import read_run
+from fooddiff.runs.load import load_trained
 from fooddiff.runs.workdir import WorkdirError
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError
@@ -158,6 +160,14 @@ def test_a_classifier_of_other_images_or_for_no_classes_is_refused(guide, tmp_pa
     with pytest.raises(WorkdirError, match="knows no classes, so no classifier can guide it"):
         drawn(unconditional, tmp_path / "out", guide, classifier_scale=1.0)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_of_other_classes_is_refused(model, guide, tmp_path):
+    trained, classifier = (
+        load_trained(path, step=None, weights="ema", mesh=parallel.make_mesh(), task=None) for path in (model, guide)
+    )
+    with pytest.raises(WorkdirError, match=r"the classes of the classifier .* or in another order: it has 9, 8, 7"):
+        check_fits(classifier._replace(class_names=classifier.class_names[::-1]), trained, tmp_path)
 
 
 @pytest.mark.slow

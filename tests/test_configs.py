@@ -13,7 +13,7 @@ from fooddiff.commands import train
 from fooddiff.model.network import abstract_params
 
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
-LIKE_OTHERS = ("mse", "food101_tiny", "openai_imagenet64")  # whose networks are that of hybrid at other sizes
+LIKE_OTHERS = ("mse", "food101_tiny", "openai_imagenet64", "adm", "adm_tiny")  # hybrid or superres at other sizes
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,17 @@ def test_init_step_and_sample_fit_together(name):
     sample = config.sample
     generate = build.make_sampler(model, mesh, build.sampler_spec(sample))
     ids = jax.ShapeDtypeStruct((sample.batch_size, 2), jnp.int32)
-    images = jax.eval_shape(generate, {**state.params, **model.codec.tensors}, key, ids)
+    small = model.low_res and jax.ShapeDtypeStruct((sample.batch_size, *2 * (model.low_res.size,), 3), jnp.uint8)
+    given = () if small is None else (small,)
+    images = jax.eval_shape(generate, {**state.params, **model.codec.tensors}, key, ids, *given)
     assert images.shape == (sample.batch_size, config.data.image_size, config.data.image_size, 3)
     assert images.dtype == jnp.uint8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "variant"), [("autoencoder", "vq"), ("latent", "taesd"), ("latent", "gpu256")])
+@pytest.mark.parametrize(
+    ("name", "variant"), [("autoencoder", "vq"), ("latent", "taesd"), ("latent", "gpu256"), ("superres", "32")]
+)
 def test_variants_build(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
     training = build.make_training(config, parallel.make_mesh())
@@ -68,3 +72,12 @@ def test_the_tiny_experiment_differs_only_in_the_objective():
     assert {section for section in hybrid if hybrid[section] != mse[section]} == {"diffusion", "objective"}
     with pytest.raises(ValueError, match="hybrid or mse, got 'l2'"):
         tiny.get_config("l2")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("superres", "the size 16 or 32, got '8'"), ("adm", r"the name of a released file, 64x64_diffusion, .*, got '8'")],
+)
+def test_variants_that_do_not_exist_are_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module(f"configs.{name}").get_config("8")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from configs import food101_cheap, hybrid
+from configs import food101_cheap, hybrid, superres
 from fooddiff import build, parallel
 from fooddiff.commands.convert import main
 from fooddiff.convert import diffusers
@@ -140,6 +140,11 @@ def test_a_unet_that_diffusers_lacks_is_refused_by_its_field(field, value):
             small(model__attention_resolutions=()).model.to_dict() | {field: value},
             image_size=16, in_channels=3, out_channels=6,
         )  # fmt: skip
+
+
+def test_super_resolution_is_refused():
+    with pytest.raises(ValueError, match=r"config\.low_res is 'a small image'"):
+        diffusers.unet_of(superres.get_config())
 
 
 def test_other_networks_are_refused_and_leave_nothing(tmp_path):

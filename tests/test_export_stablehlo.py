@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs import classifier, digits, food101_cheap
+from configs import classifier, digits, food101_cheap, superres
 from fooddiff import build
 from fooddiff.codec import to_uint8
 from fooddiff.convert import stablehlo
 from fooddiff.convert.exporting import export
 from fooddiff.diffusion.denoiser import clipped
 from fooddiff.diffusion.samplers import begin, ddim
+from fooddiff.low_res import LowRes
 from tests.test_export_diffusers import saved
 
 ALONE = """\
@@ -71,3 +72,6 @@ def test_other_tasks_are_refused(tmp_path):
     trained = SimpleNamespace(config=classifier.get_config(), model=None)
     with pytest.raises(ValueError, match=r"config\.task is 'classifier'"):
         stablehlo.write_folder(tmp_path, {}, trained)
+    enlarging = SimpleNamespace(low_res=LowRes(16, 0.2, 0.05))
+    with pytest.raises(ValueError, match=r"config\.low_res is set"):
+        stablehlo.write_folder(tmp_path, {}, SimpleNamespace(config=superres.get_config(), model=enlarging))

@@ -1,6 +1,7 @@
 """The files that OpenAI released, by the names and shapes of their tensors: no file is at hand."""
 
 import functools
+import inspect
 import json
 import math
 from collections import OrderedDict
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import adm
 from fooddiff.arrays import Params
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model.classifier import Classifier
@@ -80,6 +82,35 @@ def test_a_file_of_this_layout_is_imported(name, tmp_path):
         ours: leaf.shape for ours, leaf in shapes_of(name).items()
     }
     assert same_arrays(to_openai(params), found)
+
+
+@pytest.mark.parametrize("name", [*RELEASED, *RELEASED["256x256_diffusion_uncond.pt"]["also"]])
+def test_its_config_has_the_settings_of_the_file(name):
+    """Those of the network's shapes and those that no shape shows; what both leave out is the same by default."""
+    like = RELEASED["256x256_diffusion_uncond.pt"] if name.startswith("lsun") else RELEASED[name]
+    arguments = {"image_size": like.get("large_size")} | like["arguments"]
+    if name in ("lsun_bedroom.pt", "lsun_cat.pt", "lsun_horse.pt"):
+        arguments["dropout"] = 0.1
+    config = adm.get_config(name.removesuffix(".pt"))
+    if like["code"].endswith("EncoderUNetModel"):
+        module, expected = Classifier, classifier_arguments(arguments)
+    else:
+        module, expected = UNet, unet_arguments(arguments)
+        assert expected.pop("out_channels") == 6
+        assert config.diffusion.variance == "learned_range"
+    assert config.data.image_size == expected.pop("image_size")
+    assert expected.pop("in_channels") == 3
+    assert ("low_res" in config) == like["code"].endswith("SuperResModel")
+    assert config.model.norm_groups == 32
+    defaults = {p.name: p.default for p in inspect.signature(module.__init__).parameters.values()}
+    ours = {setting: config.model.get(setting, defaults[setting]) for setting in expected}
+    for settings in (ours, expected):
+        settings["attention_resolutions"] = set(settings["attention_resolutions"])
+        if settings["head_channels"] is not None:
+            settings.pop("num_heads")
+    if "stem_channels" in ours:
+        ours["stem_channels"] = ours["stem_channels"] or config.model.model_channels
+    assert ours == expected
 
 
 @pytest.mark.parametrize("other", ["64x64_diffusion.pt", "128x128_classifier.pt", "64_256_upsampler.pt"])

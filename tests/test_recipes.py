@@ -137,9 +137,12 @@ def test_a_scale_of_one_is_no_guidance_whatever_the_config_says_of_it():
     assert build.sampler_spec(settings, guidance=1.0) == SamplerSpec(steps=50)
 
 
-def test_guidance_needs_a_null_label(tmp_path):
-    model = build.make_diffusion_model(tiny.config(tmp_path))
-    with pytest.raises(ConfigError, match="knows no null label"):
+@pytest.mark.parametrize(
+    ("num_classes", "message"), [(10, "knows no null label"), (None, "knows no classes to be guided to")]
+)
+def test_guidance_needs_a_null_label(tmp_path, num_classes, message):
+    model = build.make_diffusion_model(tiny.config(tmp_path, model__num_classes=num_classes))
+    with pytest.raises(ConfigError, match=message):
         build.make_sampler(model, parallel.make_mesh(), SamplerSpec(guidance=2.0))
 
 

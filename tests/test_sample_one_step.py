@@ -25,7 +25,11 @@ def test_rows_are_the_image_the_noisy_one_and_the_prediction():
 
     levels = level_of(jnp.array([-20.0, 0.0, 20.0]))
     one_step = make_one_step(
-        lambda params: denoise, levels, codec.pixels(8), conditional=True, mesh=parallel.make_mesh()
+        lambda params: denoise,
+        levels,
+        codec.pixels(8),
+        cond=lambda key, ids, x_0: {"y": ids[:, 0]},
+        mesh=parallel.make_mesh(),
     )
     shown = np.asarray(one_step({}, jax.random.key(0), PIXELS, np.array([3, 1], np.int32)))
     assert shown.shape == (3, 6, 8, 8, 3)

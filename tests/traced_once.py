@@ -28,7 +28,7 @@ def of_config(config, *others) -> tuple:
 def of_model(config) -> str:
     """Names what models are made of."""
     settings = config.to_dict()
-    sections = [settings.get(section) for section in ("model", "diffusion", "codec")]
+    sections = [settings.get(section) for section in ("model", "diffusion", "codec", "low_res")]
     return json.dumps([sections, settings["data"]["image_size"]], default=repr)
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from fooddiff import build, processes
 from fooddiff.commands.actions import Actions, Surroundings
 from fooddiff.commands.likelihood import balanced_rows
-from fooddiff.commands.reconstructions import Reconstruct, in_batches
+from fooddiff.commands.pairs import in_batches
+from fooddiff.commands.reconstructions import Reconstruct
 from fooddiff.data.cache import Dataset
 from fooddiff.eval.reconstruction import check_size, psnr, ssim
 from fooddiff.files.atomic import write_atomically

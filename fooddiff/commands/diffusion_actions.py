@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff import build, processes
+from fooddiff.arrays import Pixels
 from fooddiff.commands import scorer, signals
 from fooddiff.commands.actions import Actions, Surroundings
 from fooddiff.data.cache import Dataset
@@ -16,6 +17,7 @@ from fooddiff.runs.checkpoint import SaveError
 from fooddiff.runs.load import class_ids, stored_weights
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.colour import colour_spread, is_suspicious
+from fooddiff.sample.enlarge import Enlarge, of_real
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.grid import Grid, class_grid, is_grid, png_bytes, read_grid
 from fooddiff.sample.one_step import OneStep
@@ -42,19 +44,23 @@ def make_actions(config: ConfigDict, model: build.DiffusionModel, mesh: jax.shar
     return Actions(
         check_data=lambda dataset: class_ids(dataset.class_names, tuple(config.sample.classes)),
         periodic=lambda around: [
-            Periodic(config.sample.every_steps, partial(_draw_grids, config, *draws, around)),
+            Periodic(config.sample.every_steps, partial(_draw_grids, config, model, *draws, around)),
             *(
                 ()
                 if one_step is None  # whose images lie in the data cache as latents only
                 else (Periodic(config.sample.every_steps, partial(_draw_one_steps, config, *one_step, around)),)
             ),
-            *_evaluations(config, draws[0], around),
+            *_evaluations(config, model, draws[0], around),
         ],
-        next_command="python run_sample.py --workdir={}",
+        next_command="python run_sample.py --workdir={}"
+        if model.low_res is None
+        else "python -m fooddiff.eval superres --workdir={} --inception=...",
     )
 
 
-def _grid_draws(config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[Draw, Draw | None]:
+def _grid_draws(
+    config: ConfigDict, model: build.DiffusionModel, mesh: jax.sharding.Mesh
+) -> tuple[Draw | Enlarge, Draw | Enlarge | None]:
     """The compiled sampler of config.sample and, if that guides, the same without guidance."""
     sample = config.sample
     for field in ("every_steps", "per_class", "batch_size"):
@@ -66,13 +72,25 @@ def _grid_draws(config: ConfigDict, model: build.DiffusionModel, mesh: jax.shard
     return build.make_sampler(model, mesh, spec), plain and build.make_sampler(model, mesh, plain)
 
 
-def _evaluations(config: ConfigDict, draw: Draw, around: Surroundings) -> list[Periodic]:
-    """The evaluation during training that config.eval asks for, if any; a step's first number is its score."""
+def _of_ids(model: build.DiffusionModel, draw: Draw | Enlarge, images: Pixels, labels: np.ndarray) -> Draw:
+    """A sampler of ids alone: that of a model for super-resolution enlarges small versions of these images."""
+    return draw if model.low_res is None else of_real(draw, images, labels)
+
+
+def _evaluations(
+    config: ConfigDict, model: build.DiffusionModel, draw: Draw | Enlarge, around: Surroundings
+) -> list[Periodic]:
+    """The evaluation during training that config.eval asks for, if any; a step's first number is its score.
+
+    A model for super-resolution enlarges images of the test split for it.
+    """
     if config.eval.inception is None:
         log.info("no evaluation during training, since config.eval.inception names no Inception weights")
         return []
     scoring = scorer.scoring_during_training(config, after_chunk=partial(signals.stop_if_asked, around.stop_signal))
     reference = scorer.reference_of(config)
+    draw = _of_ids(model, draw, reference.pixels, reference.labels)
+    enlarges = {} if model.low_res is None else {"enlarges": reference.identity["sha256"]}
     spec = build.sampler_spec(config.sample)
     all_weights = [stored_weights(weights, config.ema) for weights in config.eval.weights]
     scoring.ids(reference, around.dataset.class_names)  # raises now what it would raise then
@@ -87,7 +105,7 @@ def _evaluations(config: ConfigDict, draw: Draw, around: Surroundings) -> list[P
                 step=step,
                 weights=name,
                 class_names=around.dataset.class_names,
-                recipe=build.recipe(config),
+                recipe=build.recipe(config) | enlarges,
                 reference=reference,
                 workdir=around.workdir,
             )
@@ -116,13 +134,19 @@ def _evaluations(config: ConfigDict, draw: Draw, around: Surroundings) -> list[P
 
 
 def _draw_grids(
-    config: ConfigDict, draw: Draw, plain_draw: Draw | None, around: Surroundings, step: int, state: TrainState
+    config: ConfigDict,
+    model: build.DiffusionModel,
+    draw: Draw | Enlarge,
+    plain_draw: Draw | Enlarge | None,
+    around: Surroundings,
+    step: int,
+    state: TrainState,
 ) -> None:
     """Writes samples/step_<step>_<name>.png where it is missing: of the raw weights and of the first average.
 
     Where config.sample guides, the average draws a second grid without guidance, <weights>_unguided. The mean colours
     of every grid are compared with those of training images of its classes, and samples/<name>/colour_spread_ratio is
-    recorded.
+    recorded. A model for super-resolution enlarges training images: the first ones of each class.
     """
     dataset, recorder = around.dataset, around.recorder
     names = tuple(config.sample.classes) or dataset.class_names[:12]
@@ -136,6 +160,7 @@ def _draw_grids(
     for name, compiled, params in grids:
         path = around.workdir / "samples" / f"step_{step:07d}_{name}.png"
         if not processes.first_says(is_grid(path)):
+            compiled = _of_ids(model, compiled, dataset.images, dataset.labels)
             drawn = draw_batches(compiled, around.codec | params, key, ids, config.sample.batch_size)
             images = np.concatenate(list(drawn))
             if processes.is_first():

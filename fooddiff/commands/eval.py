@@ -17,7 +17,9 @@ from fooddiff.commands import agreement as classes
 from fooddiff.commands import flags as shared
 from fooddiff.commands import likelihood, scorer
 from fooddiff.commands import reconstructions as autoencoders
+from fooddiff.commands import superres as upsamplers
 from fooddiff.commands import sweep as sweeping
+from fooddiff.commands.pairs import PairScoring
 from fooddiff.commands.signals import graceful_stop, stop_if_asked
 from fooddiff.commands.terminal import session
 from fooddiff.data.sources import SPLITS
@@ -123,9 +125,19 @@ def reconstructions(flags: argparse.Namespace) -> None:
     """Scores what an autoencoder makes of images: PSNR, SSIM and distances."""
     autoencoders.run(
         flags.workdir,
-        _extractor(flags),
+        _pair_scoring(flags),
         reference=None if flags.reference is None else _open(flags.reference, flags),
-        **_named(flags, *CHECKPOINT, *MEASURES, "batch_size"),
+        **_named(flags, *CHECKPOINT, "batch_size"),
+    )
+
+
+def superres(flags: argparse.Namespace) -> None:
+    """Scores what a model for super-resolution makes of small test images, and bicubic interpolation."""
+    upsamplers.run(
+        flags.workdir,
+        _pair_scoring(flags),
+        sampling=shared.sampling(flags),
+        **_named(flags, *CHECKPOINT, "per_class", "batch_size", "stop_if_asked"),
     )
 
 
@@ -143,6 +155,10 @@ def _scoring(flags: argparse.Namespace, sampling: Mapping[str, Any]) -> scorer.S
     return scorer.Scoring(
         extractor=_extractor(flags), sampling=sampling, **_named(flags, *MEASURES, "per_class", "batch_size")
     )
+
+
+def _pair_scoring(flags: argparse.Namespace) -> PairScoring:
+    return PairScoring(extractor=_extractor(flags), **_named(flags, *MEASURES))
 
 
 def _named(flags: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -231,6 +247,9 @@ def _parser() -> shared.Parser:
 
     command = add(reconstructions, shared.add_run, *scores)
     command.add_argument("--reference", help=f"{IMAGES}; the test split of the run's data if not given")
+
+    command = add(superres, shared.add_run, *scores, shared.add_sampling)
+    command.add_argument("--per_class", type=int, help="test images of each class, the first ones; all if not given")
     return parser
 
 

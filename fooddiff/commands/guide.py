@@ -8,8 +8,9 @@ import jax
 
 from fooddiff import build, processes
 from fooddiff.arrays import Params
-from fooddiff.runs.load import Guide, TrainedModel, load_guide, load_trained
+from fooddiff.runs.load import Guide, TrainedModel, check_draws, load_guide, load_trained
 from fooddiff.runs.workdir import WorkdirError
+from fooddiff.sample.enlarge import CascadeParams
 from fooddiff.sample.generate import Draw
 from fooddiff.sample.spec import SamplerSpec
 
@@ -25,8 +26,8 @@ class Drawing(NamedTuple):
     """What draws images: a compiled sampler, its parameters, and how they came to be."""
 
     draw: Draw
-    params: Params | build.GuidedParams
-    recipe: Mapping[str, Any]  # of the model and its guides
+    params: Params | build.GuidedParams | CascadeParams
+    recipe: Mapping[str, Any]  # of all models that take part
 
 
 def load_guides(
@@ -67,8 +68,9 @@ def drawing(trained: TrainedModel, mesh: jax.sharding.Mesh, spec: SamplerSpec, g
     """Builds the sampler of a trained model.
 
     Raises:
-        ValueError: no such sampler, or a setting of it that cannot be.
+        ValueError: no such sampler, a setting of it that cannot be, or a model for super-resolution.
     """
+    check_draws(trained)
     guide, classifier = guides
     draw = build.make_sampler(
         trained.model, mesh, spec, guide=guide and guide.model, classifier=classifier and classifier.model

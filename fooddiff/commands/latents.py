@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params
 from fooddiff.codec import MEAN, PREFIX, STD
-from fooddiff.commands.reconstructions import in_batches
+from fooddiff.commands.pairs import in_batches
 from fooddiff.data.cache import Dataset
 from fooddiff.data.latents import Latents, load_latents
 from fooddiff.runs.load import load_trained

@@ -18,7 +18,7 @@ from fooddiff.diffusion.likelihood import Likelihood, bits_per_dim
 from fooddiff.eval.results import write_record
 from fooddiff.keys import sample_noise, stream
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.load import load_trained
+from fooddiff.runs.load import check_classes, load_trained
 from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
@@ -78,16 +78,11 @@ def run(
     config = trained.config
     config.data.update({"path": data_path or config.data.path, "cache_dir": cache_dir or config.data.cache_dir})
     dataset = build.make_dataset(config, split)
-    conditional = trained.model.num_classes is not None
-    if conditional and dataset.class_names != trained.class_names:
-        raise ValueError(
-            f"the model's classes are not those of the data, or in another order: it knows "
-            f"{', '.join(trained.class_names[:3])}, ..., the data have {', '.join(dataset.class_names[:3])}, ..."
-        )
+    check_classes(trained, dataset.class_names)
     rows = balanced_rows(dataset.labels, count)
     log.info("step %d, weights %s, %d images of split %s", trained.step, trained.weights, len(rows), split)
 
-    bound = make_bound(trained.model, mesh, conditional=conditional)
+    bound = make_bound(trained.model, mesh)
     batches = []
     batch_size = min(batch_size, len(rows))
     batch_size += -batch_size % mesh.size
@@ -148,7 +143,7 @@ def balanced_rows(labels: Int[np.ndarray, " N"], count: int | None) -> Int[np.nd
     return np.sort(np.lexsort((labels, index_in_class))[:count])
 
 
-def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditional: bool) -> Bound:
+def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Bound:
     """Compiles pixels to the terms of the bound, spread over the devices of a mesh.
 
     Returns:
@@ -161,12 +156,13 @@ def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh, *, conditio
     @partial(jit, out_shardings=replicated)  # every process gets every bound
     def bound(params, key, pixels, ids):
         pixels, ids = jax.lax.with_sharding_constraint((pixels, ids), batch)
+        x_0 = model.codec.encode(pixels)
         return bits_per_dim(
             clipped(model.denoiser(partial(model.network.apply, params))),
             transitions(model.process),
-            model.codec.encode(pixels),
+            x_0,
             lambda t: sample_noise(stream(key, "likelihood", t), ids, model.codec.shape),
-            {"y": ids[:, 0]} if conditional else {},
+            model.cond(key, ids, x_0),
         )
 
     return bound

@@ -15,6 +15,7 @@ from fooddiff import build, parallel, processes
 from fooddiff.chunks import stored_chunks
 from fooddiff.commands import signals
 from fooddiff.commands.guide import drawing, load_guides
+from fooddiff.commands.superres import upsampled
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
@@ -40,6 +41,7 @@ def run(
     guide: Path | None = None,
     guide_step: int | None = None,
     classifier: Path | None = None,
+    upsample: Path | None = None,
 ) -> None:
     """Writes `<name>.png`, `<name>.npz` and `<name>/<class>/<i>.png` into `out`.
 
@@ -61,10 +63,12 @@ def run(
         guide: a workdir or a file of weights, whose averaged weights guide in place of the null label; None for none.
         guide_step: checkpoint of the guide; None takes the newest.
         classifier: a run or file of a classifier of noisy images, whose averaged weights guide; None for none.
+        upsample: a run or file of a model for super-resolution, whose averaged weights enlarge what is drawn; None for
+            none.
 
     Raises:
         FileNotFoundError: no such workdir or checkpoint.
-        ValueError: an unknown class, weights or sampler, or a number out of range.
+        ValueError: an unknown class, weights or sampler, a number out of range, or models that do not fit together.
         signals.Stopped: SIGTERM or SIGINT ended the sampling early.
     """
     for name, value in (("--per_class", per_class), ("--batch_size", batch_size)):
@@ -75,7 +79,8 @@ def run(
     log.info("step %d, weights %s", trained.step, trained.weights)
     sampler = build.sampler_spec(trained.config.sample, **spec)
     guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
-    draw, params, recipe = drawing(trained, mesh, sampler, guides)
+    drawn = drawing(trained, mesh, sampler, guides)
+    draw, params, recipe = drawn if upsample is None else upsampled(drawn, trained, upsample, mesh)
     names = tuple(classes) or trained.class_names
     wanted = class_ids(trained.class_names, names)
     ids = sample_ids(wanted, per_class)

@@ -162,6 +162,7 @@ def _check(config: ConfigDict) -> None:
     for field, value, known in (
         ("task", build.task_of(config), ("diffusion",)),
         ("codec", "codec" in config and "an autoencoder", (False,)),
+        ("low_res", "low_res" in config and "a small image", (False,)),
         ("model.network", config.model.get("network", "unet"), ("unet",)),
         ("diffusion.time", config.get("diffusion", {}).get("time", "discrete"), ("discrete",)),
         ("diffusion.prediction", config.get("diffusion", {}).get("prediction"), PREDICTIONS),

@@ -57,11 +57,16 @@ def write_folder(folder: Path, params: Mapping[str, np.ndarray], trained: Traine
         How to use it, as Python source.
 
     Raises:
-        ValueError: the model is no denoiser.
+        ValueError: the model is no denoiser, or one for super-resolution.
     """
     config, model = trained.config, trained.model
     if (task := build.task_of(config)) != "diffusion":
         raise ValueError(f"config.task is {task!r}: --format=stablehlo is for models of the task 'diffusion'")
+    if model.low_res is not None:
+        raise ValueError(
+            "config.low_res is set: --format=stablehlo is for models that draw by themselves, and this one enlarges "
+            "images. Export it to a .safetensors or .pt file"
+        )
     conditional = model.num_classes is not None
     shape = model.codec.shape
     denoise, level_type = _denoise(model, params)

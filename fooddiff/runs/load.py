@@ -107,6 +107,25 @@ def check_task(config: ConfigDict, task: str | None, where: Path) -> None:
         raise WorkdirError(f"{where} holds a model of the task {found!r}, where one of the task {task!r} is needed")
 
 
+def check_classes(trained: TrainedModel, class_names: tuple[str, ...]) -> None:
+    """Raises WorkdirError unless the classes of data are those that a model is told, if it is told any."""
+    if trained.model.num_classes is not None and class_names != trained.class_names:
+        raise WorkdirError(
+            f"the model's classes are not those of the data, or in another order: it knows "
+            f"{', '.join(trained.class_names[:3])}, ..., the data have {', '.join(class_names[:3])}, ..."
+        )
+
+
+def check_draws(trained: TrainedModel) -> None:
+    """Raises WorkdirError for a model that draws nothing without an image: one for super-resolution."""
+    if (low_res := trained.model.low_res) is not None:
+        raise WorkdirError(
+            f"this model enlarges images of {low_res.size} pixels and draws none by itself: name a model that does as "
+            f"the --workdir of run_sample.py and this one as --upsample, or score it with python -m fooddiff.eval "
+            f"superres"
+        )
+
+
 class Guide(NamedTuple):
     """A model that another one moves away from (autoguidance, Karras et al. 2024, arXiv 2406.02507)."""
 
@@ -121,6 +140,7 @@ def make_guide(guide: TrainedModel, guided: TrainedModel) -> Guide:
     Raises:
         WorkdirError: they differ in the images that they draw, their classes or the process.
     """
+    check_draws(guide)
     for what, of in (
         ("classes", lambda trained: trained.model.num_classes and trained.class_names),
         ("image size", lambda trained: trained.config.data.image_size),

@@ -10,7 +10,7 @@ import numpy as np
 
 from fooddiff import parallel
 from fooddiff.arrays import Array, Cond, Float, Image, Int, Key, Params, Pixels
-from fooddiff.codec import Codec
+from fooddiff.codec import Codec, to_signed
 from fooddiff.diffusion.level import Transition
 from fooddiff.diffusion.samplers import Descent, Noise, begin
 from fooddiff.keys import sample_noise, stream
@@ -27,7 +27,7 @@ def make_draw(
     steps: Transition,
     codec: Codec,
     *,
-    conditional: bool,
+    cond: Callable[..., Cond],
     mesh: jax.sharding.Mesh,
 ) -> Draw:
     """Compiles noise to pixels as one program, spread over the devices of a mesh.
@@ -36,21 +36,22 @@ def make_draw(
         sampler: parameters -> the sampler of a denoiser that has them, with its guidance.
         steps: the steps it takes.
         codec: between what is diffused and pixels.
-        conditional: whether the denoiser is to know the class.
+        cond: (key, ids) -> what samples are conditioned on. It may take images as a third argument.
         mesh: devices, with an axis "data".
 
     Returns:
         (params, key, ids) -> uint8[n, h, w, 3]; ids are (class, index) pairs and n must be a multiple of the number of
-        devices.
+        devices. Images u8[n, h', w', 3] as a fourth argument are handed to `cond`.
     """
     batch = parallel.over_data(mesh)
     replicated = parallel.replicated(mesh)
 
     @partial(jit, out_shardings=replicated)  # every process gets every image
-    def draw(params, key, ids):
-        ids = jax.lax.with_sharding_constraint(ids, batch)
+    def draw(params, key, ids, *images):
+        ids, *images = jax.lax.with_sharding_constraint((ids, *images), batch)
         descent = begin(_first_noise(key, ids, codec))
-        descent = sampler(params)(steps, descent, _step_noise(key, ids, codec), _cond(ids, conditional))
+        given = cond(key, ids, *map(to_signed, images))
+        descent = sampler(params)(steps, descent, _step_noise(key, ids, codec), given)
         return codec.decode(params, descent.x_t)
 
     return draw
@@ -72,7 +73,7 @@ def make_stepper(
     sampler: Callable[[Params, Float[Array, ""]], BoundSampler],
     codec: Codec,
     *,
-    conditional: bool,
+    cond: Callable[..., Cond],
     mesh: jax.sharding.Mesh,
 ) -> Stepper:
     """Compiles a sampler to be run in parts.
@@ -80,7 +81,7 @@ def make_stepper(
     Args:
         sampler: (parameters, scale of guidance) -> the sampler of a denoiser that has them.
         codec: between what is diffused and pixels.
-        conditional: whether the denoiser is to know the class.
+        cond: (key, ids) -> what samples are conditioned on.
         mesh: devices, with an axis "data", that divide the examples.
     """
     batch = parallel.over_data(mesh)
@@ -92,8 +93,7 @@ def make_stepper(
     @partial(jit, out_shardings=batch)
     def advance(params, key, ids, descent, steps, scale):
         ids = jax.lax.with_sharding_constraint(ids, batch)
-        noise, cond = _step_noise(key, ids, codec), _cond(ids, conditional)
-        return sampler(params, scale)(steps, descent, noise, cond)
+        return sampler(params, scale)(steps, descent, _step_noise(key, ids, codec), cond(key, ids))
 
     return Stepper(first, advance, jit(codec.decode, out_shardings=parallel.replicated(mesh)))
 
@@ -104,10 +104,6 @@ def _first_noise(key: Key, ids: Int[Array, "n 2"], codec: Codec) -> Image:
 
 def _step_noise(key: Key, ids: Int[Array, "n 2"], codec: Codec) -> Noise:
     return lambda remaining: sample_noise(stream(key, "noise", remaining), ids, codec.shape)
-
-
-def _cond(ids: Int[Array, "n 2"], conditional: bool) -> Cond:
-    return {"y": ids[:, 0]} if conditional else {}
 
 
 def draw_batches(draw: Draw, params: Params, key: Key, ids: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fooddiff import parallel
-from fooddiff.arrays import Array, Cond, Key, Label, Params, Pixels, UInt8
+from fooddiff.arrays import Array, Cond, Image, Int, Key, Label, Params, Pixels, UInt8
 from fooddiff.codec import Codec
 from fooddiff.diffusion.denoiser import Denoiser
 from fooddiff.diffusion.level import Level, add_noise
@@ -24,7 +24,12 @@ the predicted image of the first example, then of the second, and so on. An exam
 
 
 def make_one_step(
-    denoiser: Callable[[Params], Denoiser], levels: Level, codec: Codec, *, conditional: bool, mesh: jax.sharding.Mesh
+    denoiser: Callable[[Params], Denoiser],
+    levels: Level,
+    codec: Codec,
+    *,
+    cond: Callable[[Key, Int[Array, "n 2"], Image], Cond],
+    mesh: jax.sharding.Mesh,
 ) -> OneStep:
     """Compiles the prediction of x_0 at some levels.
 
@@ -32,7 +37,7 @@ def make_one_step(
         denoiser: parameters -> the denoiser.
         levels: fields of shape [levels].
         codec: between what is diffused and pixels.
-        conditional: whether the denoiser is to know the class.
+        cond: (key, (class, row) of each image, the images as they are diffused) -> what the denoiser is told of them.
         mesh: devices.
 
     Returns:
@@ -44,12 +49,12 @@ def make_one_step(
         x_0 = codec.encode(pixels)
         eps = jax.random.normal(stream(key, "one step"), x_0.shape)
         denoise = denoiser(params)
-        cond: Cond = {"y": y} if conditional else {}
+        given = cond(key, jnp.stack([y, jnp.arange(len(y))], axis=1), x_0)
 
         def at(level):
             level = jax.tree.map(lambda number: jnp.full((len(x_0),), number), level)
             x_t = add_noise(level, x_0, eps)
-            return codec.decode(params, x_t), codec.decode(params, denoise(x_t, level, cond).x_0)
+            return codec.decode(params, x_t), codec.decode(params, denoise(x_t, level, given).x_0)
 
         noisy, predicted = jax.lax.map(at, levels)
         shown = jnp.stack([jnp.broadcast_to(pixels, noisy.shape), noisy, predicted], axis=2)

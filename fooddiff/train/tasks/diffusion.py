@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from fooddiff.arrays import Array, Cond, Float, Image, Int, PerExample
 from fooddiff.codec import Codec
 from fooddiff.diffusion.denoiser import Denoiser
+from fooddiff.diffusion.level import per_image
 from fooddiff.keys import stream
+from fooddiff.low_res import LowRes, shrink
 from fooddiff.model.network import Network
 from fooddiff.train.task import Task
 from fooddiff.train.times import Times, by_level, names_by_level
@@ -38,6 +40,7 @@ def make_diffusion_task(
     dropout: bool,
     label_dropout: float = 0.0,
     null_label: int | None = None,
+    low_res: LowRes | None = None,
 ) -> Task:
     """Builds the task of a diffusion model.
 
@@ -52,6 +55,7 @@ def make_diffusion_task(
         dropout: whether the network gets a dropout key.
         label_dropout: share of the examples, in [0, 1), whose label is the null label, for classifier-free guidance.
         null_label: the label that means none.
+        low_res: the small image that a network for super-resolution is shown; None for all others.
 
     Returns:
         The task.
@@ -66,6 +70,11 @@ def make_diffusion_task(
         if label_dropout:
             dropped = jax.random.uniform(stream(key, "label"), (n,)) < label_dropout
             cond = {**cond, "y": jnp.where(dropped, null_label, cond["y"])}
+        if low_res is not None:
+            small = shrink(x_0, low_res.size)
+            level = low_res.max_noise * jax.random.uniform(stream(key, "low_res level"), (n,))
+            noise = jax.random.normal(stream(key, "low_res"), small.shape)
+            cond = {**cond, "low_res": small + per_image(level) * noise}
         return Examples(x_0, time, weight, eps, cond)
 
     def loss(params, examples, key):

@@ -1,0 +1,180 @@
+"""Models for super-resolution: as the second half of a cascade, and scored against bicubic interpolation."""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from fooddiff import build, parallel, processes
+from fooddiff.commands import scorer
+from fooddiff.commands.guide import Drawing
+from fooddiff.commands.pairs import PairScoring, in_batches, score_pairs
+from fooddiff.eval.generated import ids_like
+from fooddiff.eval.images import ImageSet
+from fooddiff.eval.reconstruction import check_size
+from fooddiff.files.hashes import sha256_of_json
+from fooddiff.runs import workdir as workdirs
+from fooddiff.runs.load import TrainedModel, check_classes, load_trained
+from fooddiff.runs.workdir import WorkdirError
+from fooddiff.sample.enlarge import CascadeParams, bicubic, cascade, of_real, rows_of
+from fooddiff.sample.generate import draw_batches, sample_ids
+from fooddiff.settings import ConfigError
+from fooddiff.xla import jit
+
+log = logging.getLogger(__name__)
+
+
+def upsampled(base: Drawing, drawn_by: TrainedModel, path: Path, mesh: jax.sharding.Mesh) -> Drawing:
+    """Makes a cascade: what a model draws is enlarged by one for super-resolution, sampled as its own config says.
+
+    Args:
+        base: the first half.
+        drawn_by: the model that it draws with.
+        path: workdir or file of the second half, whose averaged weights are taken.
+        mesh: devices.
+
+    Raises:
+        FileNotFoundError: no such workdir, file or checkpoint.
+        WorkdirError: it is no model for super-resolution, or it takes images of another size or of other classes.
+    """
+    upsampler = _load(path, step=None, weights="ema", mesh=mesh)
+    check_fits(upsampler, drawn_by, path)
+    spec = build.sampler_spec(upsampler.config.sample)
+    log.info("enlarged by step %d of %s, weights %s", upsampler.step, path, upsampler.weights)
+    return Drawing(
+        cascade(base.draw, build.make_sampler(upsampler.model, mesh, spec)),
+        CascadeParams(base.params, upsampler.params),
+        {**base.recipe, "upsampler": {"recipe": build.recipe(upsampler.config), "sampling": spec.to_json()}},
+    )
+
+
+def check_fits(upsampler: TrainedModel, drawn_by: TrainedModel, where: Path) -> None:
+    """Raises WorkdirError unless a model for super-resolution takes the images and classes of another model."""
+    takes, draws = upsampler.model.low_res.size, drawn_by.config.data.image_size
+    if takes != draws:
+        raise WorkdirError(f"the upsampler {where} takes images of {takes} pixels, the model draws {draws}")
+    if upsampler.model.num_classes is None:
+        return
+    if drawn_by.model.num_classes is None:
+        raise WorkdirError(f"the upsampler {where} is told the class of an image, and the model knows no classes")
+    if upsampler.class_names != drawn_by.class_names:
+        raise WorkdirError(
+            f"the classes of the upsampler {where} are not those of the model, or in another order: it has "
+            f"{', '.join(upsampler.class_names[:3])}, ..., the model {', '.join(drawn_by.class_names[:3])}, ..."
+        )
+
+
+def run(
+    workdir: Path,
+    scoring: PairScoring,
+    *,
+    step: int | None,
+    weights: str,
+    sampling: Mapping[str, Any],
+    per_class: int | None,
+    batch_size: int,
+    stop_if_asked: Callable[[], None],
+) -> list[dict]:
+    """Enlarges small versions of test images, and scores the result and that of bicubic interpolation in the same way.
+
+    Both are compared with the test images they come from. The model gets the noise on its condition that its config
+    has for sampling; bicubic interpolation gets none.
+
+    Args:
+        workdir: a run for super-resolution, or a file of its weights.
+        scoring: how.
+        step: which checkpoint; None takes the newest.
+        weights: "raw", "ema", "ema_<rate>" or "power_<length>".
+        sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
+        per_class: how many images of each class, the first ones; None takes all.
+        batch_size: images per call of the compiled sampler, rounded up to the number of devices.
+        stop_if_asked: called after every batch; ends the command by what it raises. Nothing is kept then.
+
+    Returns:
+        The records of the model and of bicubic interpolation, which lie in `eval/` of the workdir, or beside the file.
+
+    Raises:
+        FileNotFoundError: no such workdir, file or checkpoint.
+        ValueError: it holds no model for super-resolution, the data have other classes, or a class has fewer images.
+    """
+    mesh = parallel.make_mesh()
+    trained = _load(workdir, step=step, weights=weights, mesh=mesh)
+    log.info("step %d, weights %s", trained.step, trained.weights)
+    spec = build.sampler_spec(trained.config.sample, **sampling)
+    enlarge = build.make_sampler(trained.model, mesh, spec)
+    split = scorer.reference_of(trained.config)
+    check_classes(trained, split.class_names)
+    check_size(*split.pixels.shape[1:3])
+    ids = _ids(split, per_class)
+    originals = _images(split, ids)
+    size = trained.model.low_res.size
+    batch_size += -batch_size % mesh.size
+
+    batches = []
+    draw = of_real(enlarge, split.pixels, split.labels)
+    with tqdm(total=len(ids), unit="image", dynamic_ncols=True, disable=not processes.is_first()) as progress:
+        for batch in draw_batches(draw, trained.params, jax.random.key(scoring.seed), ids, batch_size):
+            batches.append(batch)
+            progress.update(len(batch))
+            stop_if_asked()
+    score = partial(
+        score_pairs, scoring, originals=originals, kind="enlarged images", folder=workdirs.outputs(workdir) / "eval"
+    )
+    made_by = {
+        "step": trained.step,
+        "weights": trained.weights,
+        "weights_sha256": processes.sha256_of(trained.params),
+        "recipe": build.recipe(trained.config),
+        "sampling": spec.to_json(),
+        "seed": scoring.seed,
+        "batch_size": batch_size,
+    }
+    by_model = score(
+        made=np.concatenate(batches),
+        name=f"{size} pixels enlarged, step {trained.step:,} {trained.weights}",
+        made_by=made_by,
+        stem=f"superres_step_{trained.step:07d}_{trained.weights}_{spec.name}_seed{scoring.seed}",
+    )
+    by_rule = score(
+        made=in_batches(jit(partial(bicubic, size=size)), originals.pixels, batch_size),
+        name=f"{size} pixels enlarged, bicubic",
+        made_by={"rule": "bicubic", "size": size},
+        stem=f"superres_bicubic_{size}",
+    )
+    return [by_model, by_rule]
+
+
+def _load(path: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
+    trained = load_trained(path, step=step, weights=weights, mesh=mesh)
+    if trained.model.low_res is None:
+        raise WorkdirError(
+            f"{path} holds no model for super-resolution: expected one of configs/superres.py, or another with "
+            f"config.low_res"
+        )
+    return trained
+
+
+def _ids(split: ImageSet, per_class: int | None) -> np.ndarray:
+    """(class, index) of the images to enlarge."""
+    if per_class is None:
+        return ids_like(split.labels)
+    fewest = np.bincount(split.labels, minlength=len(split.class_names)).min()
+    if not 1 <= per_class <= fewest:
+        raise ConfigError(f"--per_class is {per_class}, expected 1 to {fewest}, as many as every class has")
+    return sample_ids(range(len(split.class_names)), per_class)
+
+
+def _images(split: ImageSet, ids: np.ndarray) -> ImageSet:
+    """Those images, as a set."""
+    rows = rows_of(split.labels, ids)
+    identity = {
+        "kind": "rows",
+        "of": split.identity,
+        "sha256": sha256_of_json([split.identity["sha256"], ids.tolist()]),
+    }
+    return ImageSet(split.name, identity, np.asarray(split.pixels)[rows], split.labels[rows], split.class_names)
