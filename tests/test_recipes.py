@@ -205,6 +205,7 @@ def test_an_exported_file_is_a_model(workdir, tmp_path, flags, off):
     assert np.abs(ours - theirs).max() <= off
     about = read_weights(file).about
     assert (about["step"], about["images_seen"], about["weights"]) == (4, 16, "raw")
+    assert str(workdir.parent) not in str(about)
     with pytest.raises(ValueError, match="holds the weights raw of step 4"):
         fooddiff.load(file, weights="ema_0.5")
 

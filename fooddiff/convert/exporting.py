@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from fooddiff import parallel
 from fooddiff.convert import diffusers, stablehlo
@@ -20,6 +21,12 @@ from fooddiff.runs.weights_file import write_weights
 from fooddiff.runs.workdir import to_json
 
 log = logging.getLogger(__name__)
+
+PLACES = {
+    "data.path": None, "data.cache_dir": "data/cache", "eval.cache_dir": "data/cache", "eval.path": None,
+    "eval.inception": None, "codec.path": None, "init_from": None,
+}  # fmt: skip
+"""Fields that name files of the machine that trained, with what an export says instead."""
 
 
 class Format(NamedTuple):
@@ -34,7 +41,7 @@ class Format(NamedTuple):
 def export(
     workdir: Path, *, step: int | None, weights: str, out: Path, format: str | None = None, half: bool = False
 ) -> None:
-    """Writes the weights of a checkpoint to a new file or folder, with a model card.
+    """Writes the weights of a checkpoint to a new file or folder, with a model card and without `PLACES`.
 
     A `.safetensors` file has our parameter names and layouts (NHWC kernels) and, as metadata, "config" and
     "class_names" (JSON), "step", "images_seen" and "weights"; `fooddiff.load` and every --workdir take it. A `.pt` file
@@ -68,6 +75,7 @@ def export(
     check_new(out)
     check_new(card)
     trained = load_trained(workdir, step=step, weights=weights, mesh=parallel.make_mesh(), task=None)
+    trained = trained._replace(config=without_places(trained.config))
     params = {name: np.asarray(value) for name, value in trained.params.items()}
     write = partial(chosen.write, half=True) if half else chosen.write
     describe = partial(model_card, trained, name=out.stem, library=chosen.library, workdir=workdir)
@@ -78,6 +86,19 @@ def export(
             use = write(folder, params, trained).replace("FOLDER", json.dumps(out.name))
             (folder / card.name).write_text(describe(use=use), encoding="utf-8")
     log.info("wrote %s: step %d, weights %s, %d tensors", out, trained.step, trained.weights, len(params))
+
+
+def without_places(config: ConfigDict) -> ConfigDict:
+    """The config without `PLACES`."""
+    changed = ConfigDict(to_json(config))
+    for field, value in PLACES.items():
+        *sections, name = field.split(".")
+        section = changed
+        for each in sections:
+            section = section.get(each, ConfigDict())
+        if name in section:
+            section[name] = value
+    return changed
 
 
 def check_suffix(out: Path, suffixes: Iterable[str]) -> None:
