@@ -278,3 +278,11 @@ def test_a_flipped_bit_of_a_file_of_weights_is_noticed(tmp_path, part):
     file.write_bytes(data)
     with pytest.raises(ValueError, match="not those that were written"):
         read_weights(file)
+
+
+def test_a_file_of_weights_is_as_readable_as_any_other(tmp_path):
+    (tmp_path / "other").touch()
+    file = tmp_path / "model.safetensors"
+    about = {"config": {}, "class_names": [], "step": 1, "weights": "raw", "images_seen": 1}
+    write_weights(file, {"w": np.zeros(2)}, about, half=False)
+    assert file.stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from fooddiff import processes
 from fooddiff.arrays import Params
-from fooddiff.files.atomic import atomic_path
+from fooddiff.files.atomic import write_atomically
 
 FORMAT = 1
 LICENCE = "Weights: Apache-2.0, trained on Food-101, whose pictures belong to their owners and are for research use."
@@ -36,8 +36,8 @@ def write_weights(path: Path, params: Params, about: Mapping[str, Any], *, half:
     tensors = {name: np.asarray(value, np.float16 if half else np.float32) for name, value in params.items()}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
     texts = {"format": str(FORMAT), "licence": LICENCE, **texts}
-    with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(tensors, temporary, texts | {"sha256": _hash(texts, tensors)})
+    # save_file would keep the file from all other users
+    write_atomically(path, safetensors.numpy.save(tensors, texts | {"sha256": _hash(texts, tensors)}))
 
 
 def read_weights(path: Path) -> WeightsFile:
