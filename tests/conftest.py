@@ -9,6 +9,7 @@ import gc
 import os
 import tempfile
 
+import hypothesis
 import jax
 
 pytest_plugins = ["tests.data_fixtures", "tests.tiny_runs", "tests.traced_once"]
@@ -34,4 +35,6 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_debug_key_reuse", True)
+    hypothesis.settings.register_profile("any machine", deadline=None)  # how fast it is, is not tested
+    hypothesis.settings.load_profile("any machine")
     gc.set_threshold(50_000)  # tracing makes many objects, and few of them are garbage

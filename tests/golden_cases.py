@@ -6,13 +6,14 @@ down in tests/golden/README.md. Everything about a case comes from the manifests
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fooddiff.diffusion.denoiser import (
     Denoiser,
@@ -30,6 +31,7 @@ from fooddiff.diffusion.losses import hybrid_loss, mse_loss, vlb_loss
 from fooddiff.diffusion.schedule import cosine_betas, evenly_spaced, integer_stride, linear_betas
 
 GOLDEN = Path(os.environ.get("FOODDIFF_GOLDEN_DIR") or Path(__file__).parent / "golden").resolve()
+DEAR = () if os.environ.get("FOODDIFF_GOLDEN_DIR") else (pytest.mark.slow,)  # arrays that are asked for are all checked
 
 
 class Case(NamedTuple):
@@ -43,6 +45,12 @@ class Case(NamedTuple):
 def by_name(cases: list[Case]) -> dict[str, Any]:
     """The keyword arguments of `pytest.mark.parametrize` that run a test once per case, under the case's name."""
     return {"argnames": "case", "argvalues": cases, "ids": [case.name for case in cases]}
+
+
+def through(cases: list[Case], quick: Collection[str] = ()) -> dict[str, Any]:
+    """The keyword arguments of a fixture that goes through cases, of which those without a quick name are `DEAR`."""
+    marked = [pytest.param(case, id=case.name, marks=[] if case.name in quick else DEAR) for case in cases]
+    return {"scope": "module", "params": marked}
 
 
 def diffusion_cases(directory: Path = GOLDEN) -> list[Case]:

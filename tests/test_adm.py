@@ -64,6 +64,7 @@ def test_resizing_repeats_edges_and_keeps_ramps():
     )
 
 
+@pytest.mark.slow
 def test_settings_change_the_layers_that_they_name():
     def names(**change):
         return set(abstract_params(make_network(UNet, **(ADM | change))))
@@ -80,6 +81,7 @@ def test_resampling_without_parameters_is_a_network_too(images):
     assert xla.jit(network.apply)(random_params(network), images, T, Y).shape == (2, 8, 8, 6)
 
 
+@pytest.mark.slow
 def test_the_attention_order_is_a_permutation_of_channels(images):
     """[head, qkv, channel] and [qkv, head, channel] of the same numbers give the same output."""
     heads, d = 4, 16
@@ -142,6 +144,7 @@ def test_refuses_networks_that_cannot_be(change, message):
 # The classifier
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["attention", "adaptive"])
 def test_a_classifier_uses_every_parameter(images, pool):
     network = make_network(Classifier, pool=pool, **CLASSIFIER)
@@ -166,6 +169,7 @@ def test_examples_do_not_see_each_other(images, pool):
     assert jnp.abs(apply(params, images, T + 50) - logits).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_a_classifiers_options(images):
     params = random_params(make_network(Classifier, **CLASSIFIER))
     plain = xla.jit(make_network(Classifier, **CLASSIFIER).apply)(params, images, T)

@@ -101,7 +101,7 @@ def gradients_of(objective, params, inputs):
     )
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[case.name for case in CASES])
+@pytest.fixture(**golden_cases.through(CASES, quick=["adm_unet_a", "adm_classifier"]))
 def case(request):
     return request.param
 

@@ -172,7 +172,7 @@ def network_of(case: Case, name: str, module, arguments):
     return lambda *inputs: network.apply(params, *inputs)
 
 
-@pytest.fixture(scope="module", params=NETWORK_CASES, ids=[case.name for case in NETWORK_CASES])
+@pytest.fixture(**golden_cases.through(NETWORK_CASES))
 def network_case(request):
     return request.param
 

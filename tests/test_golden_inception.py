@@ -9,7 +9,7 @@ from fooddiff.eval import inception, resize
 from fooddiff.eval.distances import frechet_distance, kernel_distance
 from fooddiff.eval.stats import finish, sums_of
 from fooddiff.xla import jit
-from tests.golden_cases import GOLDEN
+from tests.golden_cases import DEAR, GOLDEN
 from tests.golden_inception import arrays, golden_weights, manifest
 
 if not (GOLDEN / "inception.json").exists():
@@ -83,8 +83,9 @@ def pair(feature, rule, n):
     return (golden_features(feature, rule, which, n) for which in ("set_a", "set_b"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", [pytest.param(case, id=key) for key, case in results("fid") if case[0] == "64"])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=key, marks=DEAR) for key, case in results("fid") if case[0] == "64"]
+)
 def test_frechet_distance_of_64_features(case):
     check_frechet(*case)
 

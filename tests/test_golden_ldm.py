@@ -277,7 +277,7 @@ COMPUTED = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[case.name for case in CASES])
+@pytest.fixture(**golden_cases.through(CASES, quick=["ldm_autoencoder_vq", "taesd_a", "ldm_discriminator"]))
 def case(request):
     return request.param
 

@@ -106,7 +106,7 @@ def trajectory(case: Case) -> dict[str, np.ndarray]:
     )
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[case.name for case in CASES])
+@pytest.fixture(**golden_cases.through(CASES))
 def case(request):
     return request.param
 

@@ -66,7 +66,7 @@ def output_and_gradients(case: Case) -> dict[str, np.ndarray]:
     )
 
 
-@pytest.fixture(scope="module", params=CASES, ids=[case.name for case in CASES])
+@pytest.fixture(**golden_cases.through(CASES, quick=["a"]))
 def case(request):
     return request.param
 
