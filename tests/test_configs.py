@@ -13,11 +13,11 @@ from fooddiff.commands import train
 from fooddiff.model.network import abstract_params
 
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
-LIKE_OTHERS = ("mse", "food101_tiny", "openai_imagenet64", "adm", "adm_tiny")  # hybrid or superres at other sizes
+QUICK = ("digits", "food101_cheap", "autoencoder", "classifier")  # the others are of the same parts, or take longer
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_OTHERS else []) for name in NAMES]
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in NAMES]
 )
 def test_init_step_and_sample_fit_together(name):
     config = importlib.import_module(f"configs.{name}").get_config()

@@ -106,6 +106,7 @@ def test_follow_scores_what_is_not_scored_yet_and_ends_with_the_training(workspa
     assert scored == [2, 4]
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_draws_only_what_is_missing(workspace, monkeypatch):
     monkeypatch.setattr("fooddiff.eval.extract.CHUNK", 8)
     drawn = []

@@ -91,10 +91,10 @@ def test_dropped_labels_reach_the_null_row_alone(trained):
     "changes",
     [
         dict(),
-        dict(sampler="ddim", eta=0.5),
         dict(sampler="dpmpp_2m", spacing="karras"),
-        dict(sampler="sde_dpmpp_2m", spacing="time"),
-        dict(sampler="heun", eta=1.0),
+        pytest.param(dict(sampler="ddim", eta=0.5), marks=pytest.mark.slow),
+        pytest.param(dict(sampler="sde_dpmpp_2m", spacing="time"), marks=pytest.mark.slow),
+        pytest.param(dict(sampler="heun", eta=1.0), marks=pytest.mark.slow),
     ],
 )
 def test_every_sampler_draws_in_continuous_time(trained, changes):
@@ -224,6 +224,7 @@ def another(tmp_path, seed, **overrides):
     return Model(TrainedModel(config, model, classes, random, seed, "raw", {}), mesh)
 
 
+@pytest.mark.slow
 def test_another_model_is_a_guide(workdir, tmp_path):
     model, choice = fooddiff.load(workdir, weights="raw"), dict(classes=["3"], per_class=2)
     plain = model.sample(**choice, guidance=1.0).astype(int)

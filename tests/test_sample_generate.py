@@ -107,10 +107,10 @@ def test_unconditional(tmp_path):
     "settings",
     [
         dict(),
-        dict(sampler="ddim", eta=0.5),
-        dict(sampler="dpmpp_2m", steps=3),
-        dict(sampler="sde_dpmpp_2m"),
         dict(sampler="heun", steps=3, spacing="log_snr"),
+        pytest.param(dict(sampler="ddim", eta=0.5), marks=pytest.mark.slow),
+        pytest.param(dict(sampler="dpmpp_2m", steps=3), marks=pytest.mark.slow),
+        pytest.param(dict(sampler="sde_dpmpp_2m"), marks=pytest.mark.slow),
     ],
 )
 def test_step_by_step_the_images_are_the_same(model, params, settings):

@@ -13,7 +13,10 @@ def remembered(function: Callable, name: Callable[..., object]) -> Callable:
     values = {}
 
     def remembering(*arguments, **options):
-        key = name(*arguments, **options)
+        try:
+            key = name(*arguments, **options)
+        except ArithmeticError:  # a config with numbers that cannot be, as the function is to say
+            return function(*arguments, **options)
         if key not in values:
             values[key] = arguments, options, function(*arguments, **options)  # what an id names stays alive
         return values[key][-1]
