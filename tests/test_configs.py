@@ -41,7 +41,16 @@ def test_init_step_and_sample_fit_together(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "variant"), [("autoencoder", "vq"), ("latent", "taesd"), ("latent", "gpu256")])
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("autoencoder", "vq"),
+        ("autoencoder", "adversarial"),
+        ("latent", "sd"),
+        ("latent", "taesd"),
+        ("latent", "gpu256"),
+    ],
+)
 def test_variants_build(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)
     training = build.make_training(config, parallel.make_mesh())

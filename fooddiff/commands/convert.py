@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fooddiff import build
 from fooddiff.commands import flags as shared
 from fooddiff.commands.terminal import session
 from fooddiff.convert import averaging, exporting, importing
@@ -20,19 +21,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def import_file(flags: argparse.Namespace) -> None:
-    """Makes a workdir from a `.pt` file of OpenAI's, a `.safetensors` file of our own, or the two files of a TAESD."""
-    if flags.file.suffix != ".safetensors":
-        if flags.config is None:
-            raise ValueError("--config is missing: which model is in it? For instance configs/openai_imagenet64.py")
-        config = shared.load_config(flags.config, flags.overrides)
+    """Makes a workdir from a file of our own, of OpenAI's, or of an autoencoder (TAESD: two files)."""
+    ours = flags.file.suffix == ".safetensors"
+    config = None if flags.config is None else shared.load_config(flags.config, flags.overrides)
+    if config is not None and build.task_of(config) == "autoencoder":
+        if flags.class_names is not None:
+            raise ValueError("--class_names is given, but an autoencoder has no classes")
         if flags.decoder is not None:
             importing.import_taesd(flags.file, flags.decoder, flags.workdir, config)
-            return
-        importing.import_openai(flags.file, flags.workdir, config, flags.class_names)
-    elif flags.config or flags.overrides or flags.class_names:
+        else:
+            importing.import_ldm(flags.file, flags.workdir, config)
+    elif flags.decoder is not None:
+        raise ValueError("--decoder is for TAESD: expected a config of it, --config=configs/autoencoder.py:taesd")
+    elif ours and (flags.config or flags.overrides or flags.class_names):
         raise ValueError(f"{flags.file} brings its own config and class names: leave out --config and --class_names")
-    else:
+    elif ours:
         importing.import_safetensors(flags.file, flags.workdir)
+    elif config is None:
+        raise ValueError("--config is missing: which model is in it? For instance configs/openai_imagenet64.py")
+    else:
+        importing.import_openai(flags.file, flags.workdir, config, flags.class_names)
 
 
 def export_file(flags: argparse.Namespace) -> None:
@@ -49,12 +57,16 @@ def _parser() -> shared.Parser:
     parser = shared.Parser(prog="python -m fooddiff.convert", description="Brings weights in and out.")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = subcommands.add_parser("import", help="make a workdir from OpenAI's .pt or an exported .safetensors")
+    command = subcommands.add_parser(
+        "import", help="make a workdir from OpenAI's .pt, an exported .safetensors, or an autoencoder's weights"
+    )
     command.set_defaults(run=import_file)
-    command.add_argument("file", metavar="FILE", type=Path, help="the weights: .safetensors, else OpenAI's .pt")
+    command.add_argument("file", metavar="FILE", type=Path, help="the weights: .safetensors, .pt, .pth or .ckpt")
     command.add_argument("--workdir", type=Path, required=True, help="where the run's files go")
     command.add_argument(
-        "--config", metavar="FILE.py", help="of the model in a .pt; --config.field=value changes a field of it"
+        "--config",
+        metavar="FILE.py",
+        help="of the model in it, unless it is our own .safetensors; --config.field=value changes a field of it",
     )
     command.add_argument("--decoder", metavar="FILE.pth", type=Path, help="of a TAESD; FILE is then its encoder")
     command.add_argument(
