@@ -9,17 +9,21 @@ Two CPU cores that other programs shared trained about 10 images per second. Exp
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import hybrid
+from configs import classifier, hybrid
 
 
 def get_config(variant: str = "kl") -> ConfigDict:
     """Returns the config; sections that are not here are those of hybrid.py.
 
     Args:
-        variant: "kl", "vq", or "gpu128" and "gpu256", which are for a GPU and KL, too, or "taesd", to import; given
-            after a colon: --config=configs/autoencoder.py:vq.
+        variant: "kl", "vq", "perceptual" and "adversarial", which are KL with one and with two terms more, "gpu128"
+            and "gpu256", which are for a GPU and KL, too, or "taesd" and "sd", to import; given after a colon:
+            --config=configs/autoencoder.py:vq.
     """
-    variants = {"kl": None, "vq": None, "gpu128": _gpu128, "gpu256": _gpu256, "taesd": _taesd}
+    variants = {
+        "kl": None, "vq": None, "perceptual": _perceptual, "adversarial": _adversarial,
+        "gpu128": _gpu128, "gpu256": _gpu256, "taesd": _taesd, "sd": _sd,
+    }  # fmt: skip
     if variant not in variants:
         raise ValueError(f"autoencoder takes the variant {', '.join(variants)}, got {variant!r}")
     bottleneck = "vq" if variant == "vq" else "kl"
@@ -66,6 +70,39 @@ def get_config(variant: str = "kl") -> ConfigDict:
     if (change := variants[variant]) is not None:
         change(config)
     return config
+
+
+def _perceptual(config: ConfigDict) -> None:
+    """The distance between features of a classifier, which is to be another one than judges samples."""
+    config.perceptual = ConfigDict()
+    config.perceptual.path = placeholder(str)  # its workdir or exported file; read when a run begins, which keeps it
+    config.perceptual.model = classifier.get_config("clean").model  # what it must be
+    config.perceptual.weight = 0.1  # of a distance from 0 to 4
+
+
+def _adversarial(config: ConfigDict) -> None:
+    """Besides, a discriminator of patches: latent-diffusion's loss."""
+    _perceptual(config)
+    config.adversary = ConfigDict()
+    config.adversary.weight = (
+        0.5  # how hard it pulls at the decoder's last layer, beside the differences from the image
+    )
+    config.adversary.start_step = 2500  # the first step in which it learns and counts
+    config.adversary.lr = 2e-4  # of its Adam, with b1 0.5 and b2 0.9
+    config.adversary.channels = 64
+    config.adversary.num_layers = 2  # a logit sees 34x34 pixels; with 3 70x70
+
+
+def _sd(config: ConfigDict) -> None:
+    """Stable Diffusion 1 and 2 and XL: 8 times smaller a side. A file's own sizes replace these."""
+    config.model.model_channels = 128
+    config.model.channel_mult = (1, 2, 4, 4)
+    config.model.num_res_blocks = 2
+    config.model.z_channels = 4
+    config.model.latent_channels = 4
+    config.model.norm_groups = 32
+    config.optimizer.lr = 1e-5
+    config.ema.warmup = False  # an average that starts at trained weights needs none
 
 
 def _taesd(config: ConfigDict) -> None:

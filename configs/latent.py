@@ -16,9 +16,9 @@ def get_config(variant: str = "cpu64") -> ConfigDict:
     """Returns the config; sections that are not here are those of food101_cheap.py.
 
     Args:
-        variant: "cpu64", "taesd", "gpu128" or "gpu256", given after a colon: --config=configs/latent.py:gpu256.
+        variant: "cpu64", "taesd", "sd", "gpu128" or "gpu256", given after a colon: --config=configs/latent.py:gpu256.
     """
-    variants = {"cpu64": _cpu64, "taesd": _cpu64, "gpu128": _gpu, "gpu256": _gpu}
+    variants = {"cpu64": _cpu64, "taesd": _cpu64, "sd": _cpu64, "gpu128": _gpu, "gpu256": _gpu}
     if variant not in variants:
         raise ValueError(f"latent takes the variant {', '.join(variants)}, got {variant!r}")
     of_images = autoencoder.get_config("kl" if variant == "cpu64" else variant)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from fooddiff.low_res import LowRes, shrink
 from fooddiff.model import bottleneck
 from fooddiff.model.autoencoder import Autoencoder
 from fooddiff.model.classifier import Classifier
+from fooddiff.model.discriminator import PatchDiscriminator
 from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.taesd import TAESD
 from fooddiff.model.unet import UNet
@@ -134,6 +136,8 @@ DIFFUSION_SECTIONS = {
     },
 }  # fmt: skip
 AUTOENCODER_SECTIONS = {
+    "perceptual": None,
+    "adversary": None,
     "eval": {"every_steps": int, "count": int | None, "batch_size": int},
 }
 CLASSIFIER_SECTIONS = {
@@ -479,6 +483,17 @@ def _autoencoder_task(config, model: AutoencoderModel) -> Task:
         )
     error = choose("objective.error", settings.pop("error", None), PIXEL_ERRORS)
     check_fields(passage, "objective", settings)
+    perceptual = _perceptual(config) if "perceptual" in config else None
+    adversary = None
+    if "adversary" in config:
+        if config.train.accumulate != 1:
+            raise ConfigError(
+                f"config.train.accumulate is {config.train.accumulate}, expected 1 with config.adversary, which looks "
+                f"at the whole batch at once"
+            )
+        _check_weight("adversary", config.adversary)
+        given = {"image_size": config.data.image_size}
+        adversary = construct(_adversary, "adversary", dict(config.adversary), given=given)
     return autoencoding.make_autoencoder_task(
         model.network.init,
         model.encoder,
@@ -487,7 +502,48 @@ def _autoencoder_task(config, model: AutoencoderModel) -> Task:
         partial(passage, **settings),
         error,
         dropout=config.model.get("dropout", 0.0) > 0,
+        perceptual=perceptual,
+        adversary=adversary,
     )
+
+
+def _perceptual(config) -> autoencoding.Perceptual:
+    """Builds the network of config.perceptual.model, a classifier of images without noise."""
+    check_known("perceptual", config.perceptual, ("path", "model", "weight"))
+    check_type("perceptual.path", config.perceptual.get("path"), str | None)
+    _check_weight("perceptual", config.perceptual)
+    network = make_perceptual_model(config)
+
+    def features(params: Params, images: Image) -> list[Image]:
+        return network.apply(params, images, jnp.zeros(len(images)), method=Classifier.features)
+
+    return autoencoding.Perceptual(network.init, features, config.perceptual.weight)
+
+
+def make_perceptual_model(config) -> Network:
+    """Builds the network of config.perceptual.model, which that of config.perceptual.path must be."""
+    return _classifier("perceptual.model", config.perceptual.get("model", {}), config.data.image_size)
+
+
+def _adversary(
+    *, weight: float, start_step: int, lr: float, channels: int, num_layers: int, image_size: int
+) -> autoencoding.Adversary:
+    if start_step < 0 or lr <= 0:
+        raise ConfigError(
+            f"config.adversary.start_step and lr are {start_step} and {lr}, expected 0 or more, and above 0"
+        )
+    network = make_network(PatchDiscriminator, channels=channels, num_layers=num_layers)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, IMAGE_CHANNELS), jnp.float32)
+    jax.eval_shape(network.apply, abstract_params(network), image)  # raises if that is smaller than a patch
+    return autoencoding.Adversary(network, optimizer.adam(lambda _: lr, b1=0.5, b2=0.9), weight, start_step)
+
+
+def _check_weight(section: str, settings: Mapping[str, Any]) -> None:
+    check_type(f"{section}.weight", weight := settings.get("weight"), float)
+    if weight <= 0:
+        raise ConfigError(
+            f"config.{section}.weight is {weight}, expected more than 0; a config without this section has no such term"
+        )
 
 
 class ClassifierModel(NamedTuple):
@@ -502,18 +558,23 @@ class ClassifierModel(NamedTuple):
 
 def make_classifier_model(config) -> ClassifierModel:
     """Builds a classifier from config.model and, where its images are noisy, config.diffusion."""
-    size, model = config.data.image_size, dict(config.model)
-    check_positive("data.image_size", size)
-    module = choose("model.network", model.pop("network"), CLASSIFIERS)
-    dtype = choose("model.dtype", model.pop("dtype", "float32"), DTYPES)
-    given = dict(image_size=size, in_channels=IMAGE_CHANNELS, dtype=dtype)
-    network = construct(_network_maker(module), "model", model, given=given)
+    size = config.data.image_size
+    network = _classifier("model", config.model, size)
     noise, network_time = None, lambda level: jnp.zeros_like(level.log_snr)
     if "diffusion" in config:
         settings = dict(config.diffusion)
         make_noise = choose("diffusion.time", settings.pop("time", None), NOISES)
         noise, network_time = construct(make_noise, "diffusion", settings)
-    return ClassifierModel(network, codec.pixels(size), model["num_classes"], noise, network_time)
+    return ClassifierModel(network, codec.pixels(size), config.model.num_classes, noise, network_time)
+
+
+def _classifier(section: str, settings: Mapping[str, Any], size: int) -> Network:
+    check_positive("data.image_size", size)
+    settings = dict(settings)
+    module = choose(f"{section}.network", settings.pop("network", None), CLASSIFIERS)
+    dtype = choose(f"{section}.dtype", settings.pop("dtype", "float32"), DTYPES)
+    given = dict(image_size=size, in_channels=IMAGE_CHANNELS, dtype=dtype)
+    return construct(_network_maker(module), section, settings, given=given)
 
 
 def _discrete_noise(*, schedule: str, timesteps: int, rescale_timesteps: bool):
@@ -682,24 +743,29 @@ def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Bat
     return training.abstract_state, batch, key
 
 
-def first_state(training: Training, key: Key, weights: Params) -> TrainState:
+def first_state(
+    training: Training, key: Key, weights: Params, carried: Mapping[str, Params] = MappingProxyType({})
+) -> TrainState:  # fmt: skip
     """Makes the state before the first step, on the devices.
 
     Args:
         training: from `make_training`.
         key: the run's root key.
         weights: parameters to start from, by name; those that are not among them start at random.
+        carried: of what the task carries, the networks that are not to start at random, by name.
 
     Returns:
         The state. Every average equals the parameters, and every leaf has a buffer of its own.
     """
 
-    def init(key: Key, weights: Params) -> TrainState:
+    def init(key: Key, weights: Params, carried: Mapping[str, Params]) -> TrainState:
         state = training.init(key)
         params = state.params | jax.tree.map(jnp.copy, weights)
+        if carried:
+            state = replace(state, carried=state.carried | jax.tree.map(jnp.copy, carried))
         return replace(state, params=params, ema={rate: jax.tree.map(jnp.copy, params) for rate in state.ema})
 
-    return jit(init, out_shardings=training.state_sharding)(key, weights)
+    return jit(init, out_shardings=training.state_sharding)(key, weights, dict(carried))
 
 
 def make_reconstruct(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callable[[Params, Pixels], Pixels]:
@@ -897,7 +963,7 @@ def make_one_step(model: DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[OneSt
         distances = np.abs(np.asarray(model.process.log_snr)[:, None] - one_step.LOG_SNRS)
         levels = discrete.level_at(model.process, jnp.asarray(distances.argmin(axis=0)))
     made = one_step.make_one_step(
-        lambda params: denoiser.clipped(_denoiser(model, params)),
+        lambda params: denoiser.clipped(_denoiser(model, params)) if model.codec.bounded else _denoiser(model, params),
         levels,
         model.codec,
         cond=model.cond,

@@ -44,7 +44,15 @@ def test_init_step_and_sample_fit_together(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "variant"), [("autoencoder", "vq"), ("latent", "taesd"), ("latent", "gpu256"), ("superres", "32")]
+    ("name", "variant"),
+    [
+        ("autoencoder", "vq"),
+        ("autoencoder", "adversarial"),
+        ("latent", "sd"),
+        ("latent", "taesd"),
+        ("latent", "gpu256"),
+        ("superres", "32"),
+    ],
 )
 def test_variants_build(name, variant):
     config = importlib.import_module(f"configs.{name}").get_config(variant)

@@ -278,6 +278,54 @@ def test_only_tensors_by_name_are_a_state_dict(load, obj, message):
         load(obj)
 
 
+def whole_training(payload="best"):
+    """What Lightning saves: besides the state dict, names and numbers of its own."""
+    w, moment = np.arange(4, dtype=np.float32), np.ones(3)
+    return {
+        "epoch": 3,
+        "callbacks": {Global("pytorch_lightning.callbacks", "ModelCheckpoint"): {payload: of(moment, "moment")}},
+        "hyper_parameters": Call(Global("omegaconf", "DictConfig"), [1, Call(Global("os", "system"), "true")]),
+        "state_dict": OrderedDict(w=of(w, "w"), other=of(2 * w, "other")),
+        "optimizer_states": [{"state": {0: {"exp_avg": of(moment, "moment")}}}],
+    }
+
+
+def test_of_a_whole_trainings_checkpoint_the_state_dict_is_read(load, monkeypatch):
+    ran = []
+    monkeypatch.setattr("os.system", ran.append)
+    found = load(whole_training())
+    assert not ran
+    assert list(found) == ["w", "other"]
+    np.testing.assert_array_equal(found["other"], 2 * np.arange(4, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"names 'pytorch_lightning\.callbacks'\.'ModelCheckpoint'.*not run"):
+        load({name: value for name, value in whole_training().items() if name != "state_dict"})
+    with pytest.raises(ValueError, match="'w' is a Foreign, expected a tensor"):
+        load({"state_dict": {"w": Call(Global("os", "system"), "true")}})
+    assert not ran
+
+
+def test_objects_of_foreign_classes_are_nothing(tmp_path):
+    """NEWOBJ and BUILD: an object with attributes, and with items, of a class that is not there."""
+    thing = b"capp.models\nThing\n)\x81}X\x01\x00\x00\x00aK\x01sbX\x01\x00\x00\x00kK\x01s"
+    content = b"\x80\x02}(X\x05\x00\x00\x00thing" + thing + b"X\x0a\x00\x00\x00state_dict}u."
+    path = tmp_path / "training.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+    assert load_state_dict(path) == {}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02ctorch\nFloatStorage\n)\x81.")
+    with pytest.raises(ValueError, match="makes an object of a Float32DType"):
+        load_state_dict(path)
+
+
+@pytest.mark.parametrize("write", FORMATS.values(), ids=FORMATS)
+def test_unwanted_numbers_are_not_read(write, tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(write({name: of(np.full(3, i), name) for i, name in enumerate("abc")}))
+    assert list(load_state_dict(path, wanted="b".__eq__)) == ["b"]
+    np.testing.assert_array_equal(load_state_dict(path, wanted="c".__eq__)["c"], [2, 2, 2])
+
+
 def test_compressed_archives_are_refused(tmp_path):
     path = tmp_path / "bomb.pt"
     path.write_bytes(zip_bytes({"w": of(np.zeros(10**6, np.float32))}, zipfile.ZIP_DEFLATED))

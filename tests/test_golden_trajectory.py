@@ -74,7 +74,7 @@ def trajectory(case: Case) -> dict[str, np.ndarray]:
     no_losses = LossTerms(*(jnp.zeros(arrays["t"].shape[1:]) for _ in LossTerms._fields))
     replay = task._replace(
         init=lambda _: weights,
-        init_carried=lambda: no_losses,
+        init_carried=lambda _: no_losses,
         draw=lambda losses, examples, key: examples,
         observe=lambda losses, examples, terms: (terms, task.observe(None, examples, terms)[1]),
     )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from ml_collections import ConfigDict
 
 import fooddiff
@@ -20,14 +22,18 @@ from fooddiff.commands.latents import feed_of
 from fooddiff.data import latents as latents_module
 from fooddiff.data.latents import load_latents
 from fooddiff.files.torch_zip import write_state_dict
+from fooddiff.model.autoencoder import Autoencoder
+from fooddiff.model.ldm import to_state_dict
 from fooddiff.model.network import abstract_params, make_network
 from fooddiff.model.taesd import TAESD, to_taesd
 from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.load import load_trained
 from fooddiff.runs.workdir import WorkdirError
+from fooddiff.sample.grid import read_grid
 from fooddiff.settings import ConfigError
 from tests import test_autoencoder_task, test_recipes
 from tests.random_stem import random_stem
+from tests.test_files_torch_file import Global, of, zip_bytes
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +258,100 @@ def test_shapes_of_the_tensors_are_those_of_the_autoencoder(workspace, autoencod
     tensors = build.make_codec(config).tensors
     like = abstract_params(build.make_codec_model(config).network)
     assert tensors.keys() == {codec.PREFIX + name for name in like} | {codec.MEAN, codec.STD}
+
+
+def test_the_grid_of_single_steps_shows_decoded_latents(workspace, autoencoder, trained):
+    shown = read_grid(trained / "samples" / "step_0000004_ema_0.995_one_step.png").images
+    assert shown.shape == (5, 9, 16, 16, 3)
+    of_images = load_trained(autoencoder, step=None, weights="ema", mesh=parallel.make_mesh(), task="autoencoder")
+    dataset = build.make_dataset(latent(workspace, autoencoder), "train")
+    first = dataset.images[[np.flatnonzero(dataset.labels == y)[0] for y in range(3)]]
+    expected = np.asarray(build.make_reconstruct(of_images.model, parallel.make_mesh())(of_images.params, first[:2]))
+    for column in shown:
+        assert np.abs(column[[0, 3]].astype(int) - expected).mean() < 0.5  # float16 moves few values, by one level
+        assert (column[0] != column[1]).any()
+        assert (column[1] != column[2]).any()
+
+
+def write_ldm_checkpoint(path, params):
+    """A checkpoint as latent-diffusion's training saves it."""
+    state = OrderedDict((name, of(value, name)) for name, value in to_state_dict(params, "ldm").items())
+    callbacks = {Global("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): {"best": "x"}}
+    path.write_bytes(zip_bytes({"epoch": 1, "state_dict": state, "callbacks": callbacks}))
+
+
+def write_diffusers_file(path, params):
+    """The file of a folder that diffusers saves."""
+    state = {name: np.ascontiguousarray(value) for name, value in to_state_dict(params, "diffusers").items()}
+    safetensors.numpy.save_file(state, path, {"format": "pt"})
+
+
+THEIRS = dict(
+    model_channels=32, channel_mult=(1, 1), num_res_blocks=1, attention_resolutions=(8,), z_channels=3,
+    latent_channels=2, norm_groups=32,
+)  # fmt: skip
+
+
+def import_theirs(folder, name, write):
+    """Imports a random autoencoder of another program, and returns the run with the weights."""
+    network = make_network(Autoencoder, image_size=16, **THEIRS)
+    rng = np.random.default_rng(0)
+    params = {
+        ours: (0.1 * rng.normal(size=leaf.shape)).astype(np.float32)
+        for ours, leaf in abstract_params(network).items()
+    }  # fmt: skip
+    write(folder / name, params)
+    run = folder / "theirs"
+    flags = [f"--workdir={run}", "--config.data.source=digits", "--config.data.image_size=16"]
+    convert(["import", str(folder / name), "--config=configs/autoencoder.py:sd", *flags])
+    return run, params
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("last.ckpt", write_ldm_checkpoint), ("model.safetensors", write_diffusers_file)]
+)
+def test_an_autoencoder_of_another_program_is_a_run(tmp_path, name, write):
+    run, params = import_theirs(tmp_path, name, write)
+    trained = load_trained(run, step=None, weights="ema", mesh=parallel.make_mesh(), task="autoencoder")
+    assert trained.model.latent_shape == (8, 8, 2)
+    assert {field: trained.config.model[field] for field in ("num_res_blocks", "z_channels")} == {
+        "num_res_blocks": 1, "z_channels": 3,
+    }  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, dict(trained.params), params)
+    assert trained.meta["origin"]["file"] == name
+
+
+@pytest.mark.slow
+def test_an_imported_autoencoder_is_scored_and_is_a_codec(workspace, tmp_path, monkeypatch):
+    run, _ = import_theirs(tmp_path, "last.ckpt", write_ldm_checkpoint)
+    config = latent(workspace, run, train__steps=1)
+    config.codec.model.update(THEIRS)
+    train.run(config, tmp_path / "latent")
+    assert fooddiff.load(tmp_path / "latent").sample(classes=["3"], per_class=2).shape == (2, 16, 16, 3)
+    monkeypatch.chdir(tmp_path)
+    np.savez("stem.npz", **random_stem())
+    np.savez("real.npz", np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3)).astype(np.uint8))
+    evaluator.main([
+        "reconstructions", f"--workdir={run}", "--inception=stem.npz", "--reference=real.npz", "--cache_dir=cache",
+    ])  # fmt: skip
+    assert len(list((run / "eval").glob("reconstructions_step_0000000_*.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/digits.py"], "brings its own config and class names"),
+        (["--config=configs/autoencoder.py:taesd"], "whose config.model.network is 'ldm'"),
+        (["--config=configs/autoencoder.py:sd", "--class_names=names.txt"], "an autoencoder has no classes"),
+        (["--config=configs/autoencoder.py:sd"], "cannot be read as a safetensors file"),
+    ],
+)
+def test_what_cannot_be_imported_is_named(tmp_path, capsys, arguments, message):
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(SystemExit):
+        convert(["import", str(tmp_path / "model.safetensors"), f"--workdir={tmp_path / 'run'}", *arguments])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -1,13 +1,17 @@
 """Autoencoders in the names of latent-diffusion and of diffusers."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import autoencoder
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.autoencoder import Autoencoder
-from fooddiff.model.ldm import NAMINGS, from_state_dict, to_state_dict
+from fooddiff.model.ldm import NAMINGS, from_state_dict, is_of_autoencoder, settings_of, to_state_dict
 from fooddiff.model.network import abstract_params, make_network
 from tests.golden_cases import same_arrays
 
@@ -139,3 +143,41 @@ def test_what_training_left_is_ignored_and_what_does_not_fit_refused(params):
         from_state_dict(state_dict | {"quant_conv.bias": np.ones(3, np.float32)}, LIKE)
     with pytest.raises(ValueError, match="of another architecture"):
         from_state_dict({}, LIKE)
+
+
+KL = SETTINGS | dict(channel_mult=(1, 2, 2), num_res_blocks=2, attention_resolutions=(8, 2), num_codes=None)
+
+
+def weightless(settings):
+    """An autoencoder's parameters without memory."""
+    like = abstract_params(make_network(Autoencoder, **settings))
+    return {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in like.items()}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("settings", [SETTINGS, KL])
+def test_settings_are_seen_from_names_and_shapes(naming, settings):
+    state_dict = to_state_dict(weightless(settings), naming)
+    found = settings_of(state_dict, image_size=settings["image_size"])
+    assert found | {"image_size": 8} == {"num_codes": None, "norm_groups": 32} | settings
+    within = {f"first_stage_model.{name}": value for name, value in state_dict.items()}
+    assert settings_of(within | {"model.conv_in.weight": np.ones(3)}, image_size=8) == found
+    for name in ("encoder.conv_in.weight", "post_quant_conv.weight"):
+        with pytest.raises(ValueError, match=f"it has no {name} of 4 axes"):
+            settings_of({other: value for other, value in state_dict.items() if other != name}, image_size=8)
+
+
+SD = json.loads((Path(__file__).parent / "golden" / "sd_autoencoder_shapes.json").read_text())
+
+
+@pytest.mark.parametrize("naming", SD)
+def test_stable_diffusions_file_fits_its_config(naming):
+    shapes = {name: tuple(shape) for name, shape in SD[naming]["shapes"].items()}
+    file = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    assert all(map(is_of_autoencoder, file))
+    model = autoencoder.get_config("sd").model.to_dict()
+    found = settings_of(file, image_size=64)
+    assert found == {name: value for name, value in model.items() if name in found}
+    ours = weightless(found | dict(image_size=64))
+    assert sum(value.size for value in ours.values()) == 83_653_863
+    assert {name: value.shape for name, value in to_state_dict(ours, naming).items()} == shapes

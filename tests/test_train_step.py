@@ -37,7 +37,7 @@ def toy_task():
         eps = jax.random.normal(key, batch.pixels.shape)
         return Examples(batch.pixels / 255.0, batch.cond["y"], 1.0 + jnp.arange(n, dtype=jnp.float32), eps, {})
 
-    def loss(params, examples, key):
+    def loss(params, carried, examples, key):
         error = ((params["w"][None] * examples.x_0 - examples.eps) ** 2).mean((1, 2, 3))
         return (examples.weight * error).mean(), LossTerms(error, error, error)
 
@@ -48,7 +48,7 @@ def toy_task():
     def init(key):
         return {"w": jax.random.normal(key, (8, 8, 3))}
 
-    return Task(init, lambda: jnp.zeros(()), draw, loss, observe, ("loss",))
+    return Task(init, lambda key: jnp.zeros(()), draw, loss, observe, ("loss",))
 
 
 class Toy:

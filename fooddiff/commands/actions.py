@@ -7,6 +7,7 @@ from typing import NamedTuple
 from fooddiff.arrays import Params
 from fooddiff.commands import signals
 from fooddiff.data.cache import Dataset
+from fooddiff.data.latents import Latents
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.train.loop import Periodic
 
@@ -15,6 +16,7 @@ class Surroundings(NamedTuple):
     """Where an action finds what it needs besides the state, and where its results go."""
 
     dataset: Dataset  # the training split
+    examples: Dataset | Latents  # what batches are taken from, in the same order
     codec: Params  # what a model needs besides what is trained, by name
     workdir: Path
     recorder: Recorder | NoRecorder

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from fooddiff import build
 from fooddiff.commands import flags as shared
 from fooddiff.commands.terminal import session
 from fooddiff.convert import averaging, exporting, importing
@@ -20,20 +21,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def import_file(flags: argparse.Namespace) -> None:
-    """Makes a workdir from OpenAI's `.pt`, our `.safetensors`, a folder of diffusers, or the two files of a TAESD."""
-    if flags.file.suffix != ".safetensors":
-        if flags.config is None:
-            raise ValueError("--config is missing: which model is in it? For instance configs/openai_imagenet64.py")
-        config = shared.load_config(flags.config, flags.overrides)
+    """Makes a workdir from a file of ours or OpenAI's, a folder of diffusers, or an autoencoder (TAESD: two files)."""
+    ours = flags.file.suffix == ".safetensors"
+    config = None if flags.config is None else shared.load_config(flags.config, flags.overrides)
+    if config is not None and build.task_of(config) == "autoencoder":
+        if flags.class_names is not None:
+            raise ValueError("--class_names is given, but an autoencoder has no classes")
         if flags.decoder is not None:
             importing.import_taesd(flags.file, flags.decoder, flags.workdir, config)
-            return
+        else:
+            importing.import_ldm(flags.file, flags.workdir, config)
+    elif flags.decoder is not None:
+        raise ValueError("--decoder is for TAESD: expected a config of it, --config=configs/autoencoder.py:taesd")
+    elif ours and (flags.config or flags.overrides or flags.class_names):
+        raise ValueError(f"{flags.file} brings its own config and class names: leave out --config and --class_names")
+    elif ours:
+        importing.import_safetensors(flags.file, flags.workdir)
+    elif config is None:
+        raise ValueError("--config is missing: which model is in it? For instance configs/openai_imagenet64.py")
+    else:
         load = importing.import_diffusers if flags.file.is_dir() else importing.import_openai
         load(flags.file, flags.workdir, config, flags.class_names)
-    elif flags.config or flags.overrides or flags.class_names:
-        raise ValueError(f"{flags.file} brings its own config and class names: leave out --config and --class_names")
-    else:
-        importing.import_safetensors(flags.file, flags.workdir)
 
 
 def export_file(flags: argparse.Namespace) -> None:
@@ -53,15 +61,17 @@ def _parser() -> shared.Parser:
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = subcommands.add_parser(
-        "import", help="make a workdir from OpenAI's .pt, an exported .safetensors or a UNet2DModel of diffusers"
+        "import", help="make a workdir from OpenAI's .pt, our .safetensors, a UNet2DModel of diffusers, an autoencoder"
     )
     command.set_defaults(run=import_file)
-    command.add_argument("file", metavar="FILE", type=Path, help="the weights: .safetensors, OpenAI's .pt, or a folder")
+    command.add_argument(
+        "file", metavar="FILE", type=Path, help="the weights: .safetensors, .pt, .pth, .ckpt, or a folder"
+    )
     command.add_argument("--workdir", type=Path, required=True, help="where the run's files go")
     command.add_argument(
         "--config",
         metavar="FILE.py",
-        help="of the model in a .pt or folder; --config.field=value changes a field of it",
+        help="of the model in it, unless it is our own .safetensors; --config.field=value changes a field of it",
     )
     command.add_argument("--decoder", metavar="FILE.pth", type=Path, help="of a TAESD; FILE is then its encoder")
     command.add_argument(

@@ -39,17 +39,13 @@ def make_actions(config: ConfigDict, model: build.DiffusionModel, mesh: jax.shar
         ConfigError: a value that cannot be.
     """
     draws = _grid_draws(config, model, mesh)
-    one_step = None if "codec" in config else build.make_one_step(model, mesh)
+    one_step = build.make_one_step(model, mesh)
     check_positive("eval.every_steps", config.eval.every_steps)
     return Actions(
         check_data=lambda dataset: class_ids(dataset.class_names, tuple(config.sample.classes)),
         periodic=lambda around: [
             Periodic(config.sample.every_steps, partial(_draw_grids, config, model, *draws, around)),
-            *(
-                ()
-                if one_step is None  # whose images lie in the data cache as latents only
-                else (Periodic(config.sample.every_steps, partial(_draw_one_steps, config, *one_step, around)),)
-            ),
+            Periodic(config.sample.every_steps, partial(_draw_one_steps, config, *one_step, around)),
             *_evaluations(config, model, draws[0], around),
         ],
         next_command="python run_sample.py --workdir={}"
@@ -187,7 +183,8 @@ def _draw_one_steps(
         return
     labels, rows = np.unique(dataset.labels, return_index=True)
     labels, rows = labels[:ONE_STEP_IMAGES].astype(np.int32), rows[:ONE_STEP_IMAGES]
-    shown = np.asarray(one_step(params, jax.random.key(GRID_SEED), dataset.images[rows], labels))
+    stored = around.examples.take(rows, np.zeros(len(rows), bool))
+    shown = np.asarray(one_step(around.codec | params, jax.random.key(GRID_SEED), stored, labels))
     if processes.is_first():
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, png_bytes(class_grid(shown, captions)))

@@ -16,13 +16,12 @@ from fooddiff.codec import MEAN, PREFIX, STD
 from fooddiff.commands.pairs import in_batches
 from fooddiff.data.cache import Dataset
 from fooddiff.data.latents import Latents, load_latents
-from fooddiff.runs.load import load_trained
-from fooddiff.settings import ConfigError, flatten
+from fooddiff.runs.load import check_model, load_trained
+from fooddiff.settings import ConfigError
 
 log = logging.getLogger(__name__)
 
 BATCH = 64  # images that are encoded at once, at least
-FREE = ("dropout", "dtype")  # of an autoencoder's config: change nothing in what its weights mean
 
 
 class Feed(NamedTuple):
@@ -77,16 +76,6 @@ def _autoencoder(config: ConfigDict, mesh: jax.sharding.Mesh) -> Params:
         raise ConfigError("config.codec.path is None, expected the workdir or the file of a trained autoencoder")
     path = Path(config.codec.path)
     trained = load_trained(path, step=None, weights="ema", mesh=mesh, task="autoencoder")
-    ours, theirs = (flatten(each.to_dict()) for each in (config.codec.model, trained.config.model))
-    ours, theirs = ({name: _list(value) for name, value in each.items()} for each in (ours, theirs))
-    for name in sorted(ours.keys() | theirs.keys()):
-        if name not in FREE and ours.get(name) != theirs.get(name):
-            raise ConfigError(
-                f"config.codec.model.{name} is {ours.get(name)}, but {theirs.get(name)} in the autoencoder {path}"
-            )
+    check_model("codec.model", config.codec.model, trained, f"the autoencoder {path}")
     log.info("latents of the autoencoder %s, step %d, weights %s", path, trained.step, trained.weights)
     return trained.params
-
-
-def _list(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

@@ -22,6 +22,7 @@ from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.codec_file import check_codec, read_codec, sha256_of_codec, split_codec, write_codec
 from fooddiff.runs.fine_tune import starting_weights
 from fooddiff.runs.load import described, load_trained
+from fooddiff.runs.perceptual import features_of
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.settings import ConfigError
 from fooddiff.train.loop import train
@@ -110,7 +111,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         ):
             codec = jax.device_put(feed.codec, training.replicated)
             periodic = actions.periodic(
-                Surroundings(dataset, codec, workdir, recorder, stop_signal, checkpoints.add_score)
+                Surroundings(dataset, feed.examples, codec, workdir, recorder, stop_signal, checkpoints.add_score)
             )
             state = train(
                 state,
@@ -151,14 +152,15 @@ def _first_state(
 
     Weights of another run bring the codec whose latents they know.
     """
+    carried = features_of(config, mesh)
     if config.init_from is None:
-        return build.first_state(training, key, {}), None, None
+        return build.first_state(training, key, {}, carried), None, None
     if "codec" in config and config.codec.get("path") is not None:
         raise ConfigError("config.init_from brings the codec of its latents: leave out config.codec.path")
     source = load_trained(Path(config.init_from), step=None, weights="ema", mesh=mesh, task=build.task_of(config))
     weights, origin = starting_weights(source, config, class_names, training.abstract_state.params)
     _, codec = split_codec(source.params, build.codec_tensors(config))
-    return build.first_state(training, key, weights), {"workdir": config.init_from, **origin}, codec
+    return build.first_state(training, key, weights, carried), {"workdir": config.init_from, **origin}, codec
 
 
 def _record(recorder: Recorder | NoRecorder, checkpoints: Checkpoints, step: int, values: Mapping[str, float]) -> None:
@@ -174,7 +176,7 @@ def _diagnose(diagnosis: Callable[..., Mapping[str, Any]], key: Key, state: Trai
     finite |= {f"the gradient of {name}": value for name, value in found["gradients"].items()}
     if bad := [name for name, value in finite.items() if not value]:
         return f"the first bad tensor is {bad[0]}, one of {len(bad)}"
-    return "each gradient is finite, but their norm or the updated parameters are not"
+    return "each gradient is finite, but their norm, the updated parameters or what the task carries are not"
 
 
 def _check_same_run(saved: Mapping[str, Any], meta: Mapping[str, Any], codec: Params, workdir: Path) -> None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PLACES = {
     "data.path": None, "data.cache_dir": "data/cache", "eval.cache_dir": "data/cache", "eval.path": None,
-    "eval.inception": None, "codec.path": None, "init_from": None,
+    "eval.inception": None, "codec.path": None, "perceptual.path": None, "init_from": None,
 }  # fmt: skip
 """Fields that name files of the machine that trained, with what an export says instead."""
 

@@ -15,16 +15,18 @@ from fooddiff.convert import diffusers
 from fooddiff.data.sources.source import read_class_names
 from fooddiff.files.hashes import sha256_of
 from fooddiff.files.torch_file import load_state_dict
+from fooddiff.model import ldm
 from fooddiff.model.openai import check_norm_groups, from_openai
 from fooddiff.model.taesd import from_taesd, settings_of
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.codec_file import sha256_of_codec, split_codec, write_codec
 from fooddiff.runs.load import described
-from fooddiff.runs.weights_file import read_weights
+from fooddiff.runs.weights_file import read_tensors, read_weights
 
 log = logging.getLogger(__name__)
 
+OF_TRAINING = ("perceptual", "adversary")  # sections whose networks only a training has
 UNCONDITIONAL = ("unconditional",)  # the one class name of a model without classes
 
 
@@ -85,14 +87,39 @@ def import_taesd(encoder: Path, decoder: Path, workdir: Path, config: ConfigDict
             is none of such an autoencoder.
     """
     _check_free(workdir)
-    if build.task_of(config) != "autoencoder" or config.model.get("network") != "taesd":
-        raise ValueError("--decoder is for TAESD: expected a config of it, --config=configs/autoencoder.py:taesd")
+    _check_autoencoder(config, "taesd")
     halves = [load_state_dict(file) for file in (encoder, decoder)]
     config.model.update(settings_of(halves[1]))
     training = build.make_training(config, parallel.make_mesh())
     params = from_taesd(*halves, training.abstract_state.params)
     origin = _origin(encoder) | {"decoder": _origin(decoder)}
     _write_run(workdir, config, training, params, UNCONDITIONAL, origin)
+
+
+def import_ldm(file: Path, workdir: Path, config: ConfigDict) -> None:
+    """Makes a workdir from an autoencoder of latent-diffusion, Stable Diffusion or diffusers.
+
+    Args:
+        file: its state dict, a checkpoint that holds one, or a whole latent diffusion model; `.safetensors`, or else as
+            `torch.save` writes it.
+        workdir: an empty or new directory.
+        config: of an autoencoder; the fields of config.model that names and shapes in the file tell are replaced.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the workdir is not empty, the file is not a state dict or is of another architecture, or the config
+            is none of such an autoencoder.
+    """
+    _check_free(workdir)
+    _check_autoencoder(config, "ldm")
+    if file.suffix == ".safetensors":
+        state_dict = read_tensors(file, ldm.is_of_autoencoder)
+    else:
+        state_dict = load_state_dict(file, wanted=ldm.is_of_autoencoder)
+    config.model.update(ldm.settings_of(state_dict, config.data.image_size))
+    training = build.make_training(config, parallel.make_mesh())
+    params = ldm.from_state_dict(state_dict, training.abstract_state.params)
+    _write_run(workdir, config, training, params, UNCONDITIONAL, _origin(file))
 
 
 def import_safetensors(file: Path, workdir: Path) -> None:
@@ -110,6 +137,10 @@ def import_safetensors(file: Path, workdir: Path) -> None:
     about, stored = read_weights(file)
     params = {name: value.astype(np.float32) for name, value in stored.items()}
     config, class_names, _ = described(about, file)
+    for section in OF_TRAINING:
+        if section in config:
+            log.info("the file does not hold the network of config.%s: the run will go on without it", section)
+            del config[section]
     try:
         training = build.make_training(config, parallel.make_mesh())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -120,6 +151,20 @@ def import_safetensors(file: Path, workdir: Path) -> None:
         raise ValueError(f"{file} does not hold the tensors of the model that its own config describes")
     origin = _origin(file) | {"step": about["step"], "weights": about["weights"]}
     _write_run(workdir, config, training, params, class_names, origin)
+
+
+def _check_autoencoder(config: ConfigDict, network: str) -> None:
+    if build.task_of(config) != "autoencoder" or config.model.get("network") != network:
+        variant = {"taesd": "taesd", "ldm": "sd"}[network]
+        raise ValueError(
+            f"this is for autoencoders whose config.model.network is {network!r}: give a config of one, for instance "
+            f"--config=configs/autoencoder.py:{variant}"
+        )
+    if given := [section for section in OF_TRAINING if section in config]:
+        raise ValueError(
+            f"no file of weights holds the network of config.{given[0]}: import with a config without it; a training "
+            f"with it starts from the imported run by --config.init_from"
+        )
 
 
 def _check_free(workdir: Path) -> None:

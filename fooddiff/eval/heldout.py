@@ -23,9 +23,10 @@ def make_measure(task: Task, mesh: jax.sharding.Mesh) -> Measure:
     @partial(jit, out_shardings=replicated)
     def measure(params, batch, key):
         batch = jax.lax.with_sharding_constraint(batch, over_data)
-        examples = task.draw(task.init_carried(), batch, stream(key, "heldout"))
-        _, terms = task.loss(params, examples, stream(key, "dropout"))
-        return task.observe(task.init_carried(), examples, terms)[1]
+        carried = task.init_carried(stream(key, "carried"))
+        examples = task.draw(carried, batch, stream(key, "heldout"))
+        _, terms = task.loss(params, carried, examples, stream(key, "dropout"))
+        return task.observe(carried, examples, terms)[1]
 
     return measure
 

@@ -134,7 +134,7 @@ def _converted(cache_dir: Path, sha256: str, names: tuple[str, ...]) -> Path:
 def _read(path: Path, required: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Those of the required parameters that the file has."""
     if path.suffix in _TORCH_SUFFIXES:
-        return {name: value for name, value in load_state_dict(path).items() if name in required}
+        return load_state_dict(path, wanted=lambda name: name in required)
     if path.suffix == ".npz":
         return read_npz(path, required)
     try:

@@ -10,24 +10,29 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from collections.abc import Callable, Mapping
+from typing import BinaryIO
 
 import numpy as np
 
 from fooddiff.files import torch_pickle
-from fooddiff.files.torch_pickle import Tensor
+from fooddiff.files.torch_pickle import Loaded, Tensor
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 _MAX_DIMENSIONS = 64  # of a NumPy array
 
 
-def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def load_state_dict(
+    path: str | os.PathLike, *, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Reads a state dict as `torch.save` writes it.
+
+    The checkpoint of a whole training has it as its entry "state_dict" (Lightning); nothing else in it is looked at.
 
     Args:
         path: a file in torch's zip format (since torch 1.6) or in the older stream format.
+        wanted: by name, which tensors to read. Of the others, no numbers are brought to memory.
 
     Returns:
         Parameter name -> read-only view of the file's numbers, in the file's order and dtypes (bfloat16 is
@@ -40,14 +45,15 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     with open(path, "rb") as file:
         try:
-            state, storages = _read_zip(file) if zipfile.is_zipfile(file) else _read_legacy(file)
-            return {name: _array(name, tensor, storages) for name, tensor in _named_tensors(state)}
+            read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
+            tensors, storages = read(file, wanted)
+            return {name: _array(name, tensor, storages) for name, tensor in tensors.items()}
         except Exception as error:  # hostile bytes make the pickle and zip modules raise nearly every type there is
             raise ValueError(f"{path} is not a state dict of torch.save, or is not whole: {error}") from error
 
 
-def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
-    """The object of `<folder>/data.pkl` and the bytes of each storage `<folder>/data/<key>`."""
+def _read_zip(file: BinaryIO, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, bytes]]:
+    """The tensors of `<folder>/data.pkl` and the bytes of their storages `<folder>/data/<key>`."""
     archive = zipfile.ZipFile(file)
     members = {info.filename: info for info in archive.infolist()}
     available = os.fstat(file.fileno()).st_size
@@ -60,39 +66,55 @@ def _read_zip(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
     byteorder = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
     if byteorder != b"little":
         raise ValueError(f"its byte order is {byteorder[:10]!a}, expected little")
-    state = torch_pickle.load(io.BytesIO(archive.read(pickles[0])))
-    prefix = f"{folder}data/"
-    return state, {name.removeprefix(prefix): archive.read(name) for name in members if name.startswith(prefix)}
+    tensors = _named_tensors(torch_pickle.load(io.BytesIO(archive.read(pickles[0]))), wanted)
+    places = {tensor.storage.key: f"{folder}data/{tensor.storage.key}" for tensor in tensors.values()}
+    return tensors, {key: archive.read(name) for key, name in places.items() if name in members}
 
 
-def _read_legacy(file: BinaryIO) -> tuple[Any, dict[str, bytes]]:
+def _read_legacy(file: BinaryIO, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, bytes]]:
     """Five pickles (magic, version, platform, object, storage keys), then each storage after its length."""
     file.seek(0)
     magic, version, platform, state, keys = (torch_pickle.load(file) for _ in range(5))
+    magic, version, platform, keys = (loaded.value for loaded in (magic, version, platform, keys))
     if (magic, version) != (_LEGACY_MAGIC, _LEGACY_VERSION) or not platform["little_endian"]:
         raise ValueError(
             "it has neither a zip archive's end nor the magic number of torch's older little-endian format"
         )
-    sizes = {tensor.storage.key: tensor.storage.dtype.itemsize for _, tensor in _named_tensors(state)}
-    storages = {}
+    tensors, storages = _named_tensors(state, wanted), {}
+    needed = {tensor.storage.key for tensor in tensors.values()}
     for key in keys:
         if not isinstance(key, str):
             raise ValueError(f"a storage is named by a {type(key).__name__}, expected a string")
         (numel,) = struct.unpack("<q", file.read(8))
         left = os.fstat(file.fileno()).st_size - file.tell()
-        if not 0 <= numel * sizes[key] <= left:
+        length = numel * state.storages[key].dtype.itemsize
+        if not 0 <= length <= left:
             raise ValueError(f"storage {key!a} should have {numel} numbers, but only {left} bytes are left: truncated")
-        storages[key] = file.read(numel * sizes[key])
-    return state, storages
+        if key in needed:
+            storages[key] = file.read(length)
+        else:
+            file.seek(length, os.SEEK_CUR)
+    return tensors, storages
 
 
-def _named_tensors(state: Any) -> list[tuple[str, Tensor]]:
+def _named_tensors(loaded: Loaded, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The wanted tensors of a state dict, or of that of a training's checkpoint, which may name other things, too."""
+    state = loaded.value
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    elif loaded.foreign:
+        raise ValueError(
+            f"it names {loaded.foreign[0]}, which no state dict needs, and which was not run: this may be an attack, "
+            f"or a whole model instead of its state dict"
+        )
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}, expected a dict of tensors by name")
     for name, value in state.items():
+        if not isinstance(name, str):
+            raise ValueError(f"it has an entry whose name is a {type(name).__name__}, expected a tensor with a name")
         if not isinstance(value, Tensor):
             raise ValueError(f"its entry {name!a} is a {type(value).__name__}, expected a tensor")
-    return list(state.items())
+    return {name: tensor for name, tensor in state.items() if wanted(name)}
 
 
 def _array(name: str, tensor: Tensor, storages: Mapping[str, bytes]) -> np.ndarray:

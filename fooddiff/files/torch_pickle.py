@@ -1,10 +1,11 @@
 """Builds what the pickle of a torch state dict describes, without Python's unpickler.
 
 A pickle is a program. This module interprets the instructions that state dicts are made of and refuses all others by
-name; it neither imports nor runs anything that a pickle names. Python's own unpickler would not do, even one that
-refuses all names: nine bytes make it fill the memory with its memo, and a dict key of nested tuples that share their
-halves is hashed forever. Here time and memory are bounded by the length of the pickle, since the memo is a dict and the
-keys of dicts are strings. Owns no file layout.
+name. It neither imports nor runs anything that a pickle names: for all but the parts of a state dict stands a
+`Foreign`, and the caller learns of it. Python's own unpickler would not do, even one that refuses all names: nine bytes
+make it fill the memory with its memo, and a dict key of nested tuples that share their halves is hashed forever. Here
+time and memory are bounded by the length of the pickle, since the memo is a dict and the keys of dicts are strings,
+numbers or `Foreign`. Owns no file layout.
 """
 
 import pickletools
@@ -45,6 +46,27 @@ class Tensor(NamedTuple):
     stride: tuple[Any, ...]
 
 
+class Foreign:
+    """Stands for something that a pickle names, and for whatever it would do with that: nothing."""
+
+    def __call__(self, *arguments: Any) -> "Foreign":
+        """Itself."""
+        return self
+
+    def extend(self, items: Sequence[Any]) -> None:
+        """Forgets items that would be added."""
+
+    update = extend
+
+
+class Loaded(NamedTuple):
+    """What a pickle describes."""
+
+    value: Any  # `Tensor`s, `Storage`s and `Foreign`s in dicts, lists and tuples, and plain numbers and strings
+    foreign: list[str]  # the names of what no state dict needs
+    storages: dict[str, Storage]  # all that it refers to, by key
+
+
 def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, backward_hooks=None, metadata=None) -> Tensor:
     if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise ValueError("a tensor is not described by a storage, an offset, a size and a stride")
@@ -67,19 +89,26 @@ _GLOBALS: dict[tuple[str, str], Callable | np.dtype] = {
 }
 
 
-def load(file: BinaryIO) -> Any:
+def load(file: BinaryIO) -> Loaded:
     """Reads one pickle, from where the file stands to the pickle's end.
 
-    Returns:
-        `Tensor`s and `Storage`s in dicts with string keys, lists and tuples, and plain numbers and strings.
-
     Raises:
-        ValueError: the pickle names something or has an instruction that no state dict needs.
+        ValueError: the pickle has an instruction that no state dict and no training's checkpoint needs.
         Exception: it is damaged; of many types.
     """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    foreign: list[str] = []
+    storages: dict[str, Storage] = {}
+
+    def named(module: Any, name: Any) -> Callable | np.dtype:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("it names something otherwise than by strings")
+        if (module, name) not in _GLOBALS:
+            foreign.append(f"{module!a}.{name!a}")
+            return Foreign()
+        return _GLOBALS[module, name]
 
     def pop_from(start: int) -> list[Any]:
         items = stack[start:]
@@ -91,7 +120,7 @@ def load(file: BinaryIO) -> Any:
             case "PROTO" | "FRAME":
                 pass
             case "STOP":
-                return stack.pop()
+                return Loaded(stack.pop(), foreign, storages)
             case "NONE":
                 stack.append(None)
             case "NEWTRUE" | "NEWFALSE":
@@ -123,14 +152,20 @@ def load(file: BinaryIO) -> Any:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_global(*argument.split(" ", 1)))
+                stack.append(named(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
-                stack.append(_global(*pop_from(-2)))
+                stack.append(named(*pop_from(-2)))
             case "BINPERSID":
-                stack.append(_storage(stack.pop()))
+                stack.append(storage := _storage(stack.pop()))
+                storages[storage.key] = storage
             case "REDUCE":
                 function, arguments = pop_from(-2)
                 stack.append(function(*arguments))
+            case "NEWOBJ":
+                kind, _ = pop_from(-2)
+                if not isinstance(kind, Foreign):
+                    raise ValueError(f"it makes an object of a {type(kind).__name__}")
+                stack.append(kind)
             case "BUILD":  # sets attributes, such as the _metadata that torch hangs on a state dict
                 stack.pop()
             case name:
@@ -140,22 +175,11 @@ def load(file: BinaryIO) -> Any:
     raise ValueError("its pickle has no end")
 
 
-def _entries(items: Sequence[Any]) -> dict[str, Any]:
-    """The entries of a dict from its keys and values in turn; a key must be a string, which takes no time to hash."""
-    if wrong := [type(key).__name__ for key in items[::2] if not isinstance(key, str)]:
+def _entries(items: Sequence[Any]) -> dict[str | int | Foreign, Any]:
+    """The entries of a dict from its keys and values in turn; a key must be of a type that takes no time to hash."""
+    if wrong := [type(key).__name__ for key in items[::2] if not isinstance(key, str | int | Foreign)]:
         raise ValueError(f"it has an entry whose name is a {wrong[0]}, expected a tensor with a name")
     return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def _global(module: Any, name: Any) -> Callable | np.dtype:
-    if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("it names something otherwise than by strings")
-    if (module, name) not in _GLOBALS:
-        raise ValueError(
-            f"it names {module!a}.{name!a}, which no state dict needs, and which was not run: this may be "
-            "an attack, or a whole model instead of its state dict"
-        )
-    return _GLOBALS[module, name]
 
 
 def _storage(reference: Any) -> Storage:

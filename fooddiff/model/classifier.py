@@ -176,9 +176,14 @@ class Classifier(nnx.Module):
         Raises:
             ValueError: images of another size than the attention pool has positions for.
         """
+        features = self.features(x_t, t, dropout_key=dropout_key)
+        return self.pool(self.norm_out(features[-1].astype(jnp.float32), silu=True))
+
+    def features(self, x_t: Image, t: Float[Array, " n"], *, dropout_key: Key | None = None) -> list[Image]:
+        """What every stage before the pool gives, from the first convolution to the middle; arguments as above."""
         embedding = self.time_out(jax.nn.silu(self.time_in(timestep_embedding(t, self.model_channels))))
         run = partial(run_stage, embedding=embedding, dropout_key=dropout_key, remat=self.remat)
-        h = space_to_depth(x_t, self.patch_size).astype(self.dtype)
+        found = [space_to_depth(x_t, self.patch_size).astype(self.dtype)]
         for i, stage in enumerate([*self.down, self.middle]):
-            h = run(stage, i, h)
-        return self.pool(self.norm_out(h.astype(jnp.float32), silu=True))
+            found.append(run(stage, i, found[-1]))
+        return found[1:]

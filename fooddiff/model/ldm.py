@@ -1,12 +1,12 @@
 """Names and layouts of other programs' autoencoder checkpoints, both ways: latent-diffusion's and diffusers'.
 
-Knows names and axes only. Both programs normalise in 32 groups, which no tensor of a checkpoint shows.
+Knows names and axes only.
 """
 
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,6 +65,7 @@ _DIFFUSERS_OLD = _DIFFUSERS._replace(
     attention={"norm": "group_norm", "q": "query", "k": "key", "v": "value", "out": "proj_attn"}
 )
 
+NORM_GROUPS = 32  # of both programs; no tensor of a checkpoint shows them
 NAMINGS = {"ldm": _LDM, "diffusers": _DIFFUSERS, "diffusers_old": _DIFFUSERS_OLD}
 """latent-diffusion and Stable Diffusion; diffusers; diffusers before it renamed its attention layers."""
 
@@ -72,6 +73,10 @@ _AROUND = {"to_latent": "quant_conv", "from_latent": "post_quant_conv", "codeboo
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _LAYER = re.compile(r"(?P<place>.*(?:blocks\.\d+|attentions\.\d+|middle\.\w+))\.(?P<layer>\w+)")
 _PARTS = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv|quantize)\.")
+_BLOCKS_OUT = re.compile(
+    r"encoder\.(?:down|down_blocks)\.(?P<level>\d+)\.(?:block|resnets)\.(?P<block>\d+)\.conv2\.weight"
+)
+_ATTENTIONS = re.compile(r"encoder\.(?:down|down_blocks)\.(?P<level>\d+)\.(?:attn|attentions)\.")
 _PREFIX = "first_stage_model."  # of the autoencoder inside a latent diffusion model
 
 
@@ -105,18 +110,68 @@ def from_state_dict(state_dict: Mapping[str, np.ndarray], like: Params) -> Param
     Raises:
         ValueError: the file is of another architecture; names the first tensors that do not fit.
     """
-    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in state_dict) else ""
-    found = {
-        name.removeprefix(prefix): value
-        for name, value in state_dict.items()
-        if name.startswith(prefix) and _PARTS.match(name, len(prefix))
-    }
+    found = _first_stage(state_dict)
     naming = max(NAMINGS, key=lambda naming: len(set(_names(like, naming).values()) & found.keys()))
     check_fit(found, partial(to_state_dict, naming=naming), like)
     names = _names(like, naming)
     return {
         name: _from_torch_layout(found[names[name]].astype(np.float32, copy=False), leaf.shape)
         for name, leaf in like.items()
+    }
+
+
+def is_of_autoencoder(name: str) -> bool:
+    """Whether a state dict's entry may be a parameter of an autoencoder, alone or in a latent diffusion model."""
+    return _PARTS.match(name.removeprefix(_PREFIX)) is not None
+
+
+def settings_of(state_dict: Mapping[str, np.ndarray], image_size: int) -> dict[str, Any]:
+    """The arguments of `Autoencoder` that names and shapes of another program's state dict show.
+
+    Args:
+        state_dict: arrays by name.
+        image_size: in pixels, which `attention_resolutions` refer to.
+
+    Raises:
+        ValueError: it holds no such autoencoder.
+    """
+    found = _first_stage(state_dict)
+    for name, ndim in {
+        "encoder.conv_in.weight": 4,
+        "post_quant_conv.weight": 4,
+        "quantize.embedding.weight": 2,
+    }.items():
+        if (name not in found and ndim == 4) or (name in found and found[name].ndim != ndim):
+            raise ValueError(
+                f"the file holds no autoencoder of latent-diffusion or of diffusers' AutoencoderKL with quant "
+                f"convolutions: it has no {name} of {ndim} axes"
+            )
+    blocks = [(match, found[match[0]].shape[0]) for name in found if (match := _BLOCKS_OUT.fullmatch(name))]
+    if not blocks:
+        raise ValueError("the file holds no autoencoder: its encoder has no residual blocks")
+    base = found["encoder.conv_in.weight"].shape[0]
+    widths = {int(match["level"]): width for match, width in sorted(blocks, key=lambda block: int(block[0]["level"]))}
+    attending = {int(match["level"]) for name in found if (match := _ATTENTIONS.match(name))}
+    codes = found.get("quantize.embedding.weight")
+    z_channels, latent_channels = found["post_quant_conv.weight"].shape[:2]
+    return dict(
+        model_channels=base,
+        channel_mult=tuple(width // base if width % base == 0 else width / base for width in widths.values()),
+        num_res_blocks=1 + max(int(match["block"]) for match, _ in blocks),
+        attention_resolutions=tuple(image_size >> level for level in sorted(attending)),
+        z_channels=z_channels,
+        latent_channels=latent_channels,
+        num_codes=None if codes is None else codes.shape[0],
+        norm_groups=NORM_GROUPS,
+    )
+
+
+def _first_stage(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in state_dict) else ""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in state_dict.items()
+        if name.startswith(prefix) and is_of_autoencoder(name)
     }
 
 

@@ -1,5 +1,6 @@
 """From a run's directory, or a file of weights, to a model: its config, its classes and its parameters."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from fooddiff.runs.checkpoint import Checkpoints, choose_step
 from fooddiff.runs.codec_file import check_codec, read_codec, sha256_of_codec, split_codec
 from fooddiff.runs.weights_file import read_weights
 from fooddiff.runs.workdir import WorkdirError
-from fooddiff.settings import did_you_mean
+from fooddiff.settings import ConfigError, did_you_mean
 from fooddiff.train.averages import power_name
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,14 @@ def check_draws(trained: TrainedModel) -> None:
             f"the --workdir of run_sample.py and this one as --upsample, or score it with python -m fooddiff.eval "
             f"superres"
         )
+
+
+def check_model(section: str, given: ConfigDict, trained: TrainedModel, where: str) -> None:
+    """Raises ConfigError unless a config section says of which network a model is, but for what weights do not see."""
+    ours, theirs = (json.loads(json.dumps(each.to_dict())) for each in (given, trained.config.model))
+    for name in sorted((ours.keys() | theirs.keys()) - {"dropout", "dtype"}):
+        if ours.get(name) != theirs.get(name):
+            raise ConfigError(f"config.{section}.{name} is {ours.get(name)}, but {theirs.get(name)} in {where}")
 
 
 class Guide(NamedTuple):

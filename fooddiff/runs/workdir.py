@@ -20,7 +20,7 @@ MAY_CHANGE = (
     # what a restart may change, since it leaves every step's result as it was, but for rounding
     "train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.max_skipped",
     "train.shard", "train.accumulate", "model.remat", "optimizer.cooldown_steps",
-    "data.path", "data.cache_dir", "codec.path", "sample", "eval", "log",
+    "data.path", "data.cache_dir", "codec.path", "perceptual.path", "sample", "eval", "log",
 )  # fmt: skip
 LOCK = ".lock"
 VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")

@@ -18,9 +18,10 @@ from fooddiff.xla import jit
 
 LOG_SNRS = (-6.0, -3.0, 0.0, 3.0, 6.0)
 
-OneStep: TypeAlias = Callable[[Params, Key, Pixels, Label], UInt8[Array, "levels rows h w c"]]
-"""The compiled function: (params, key, pixels u8[n, h, w, c], labels i32[n]) -> for each level the real, the noisy and
-the predicted image of the first example, then of the second, and so on. An example has the same noise at all levels."""
+OneStep: TypeAlias = Callable[[Params, Key, Pixels | Image, Label], UInt8[Array, "levels rows h w c"]]
+"""The compiled function: (params, key, images as the data cache holds them, labels i32[n]) -> for each level the real,
+the noisy and the predicted image of the first example, then of the second, and so on. An example has the same noise at
+all levels. Where latents are diffused, all three are decoded: the real one is what the autoencoder leaves of it."""
 
 
 def make_one_step(
@@ -45,8 +46,8 @@ def make_one_step(
     """
 
     @partial(jit, out_shardings=parallel.replicated(mesh))
-    def one_step(params, key, pixels, y):
-        x_0 = codec.encode(pixels)
+    def one_step(params, key, stored, y):
+        x_0 = codec.encode(stored)
         eps = jax.random.normal(stream(key, "one step"), x_0.shape)
         denoise = denoiser(params)
         given = cond(key, jnp.stack([y, jnp.arange(len(y))], axis=1), x_0)
@@ -57,7 +58,7 @@ def make_one_step(
             return codec.decode(params, x_t), codec.decode(params, denoise(x_t, level, given).x_0)
 
         noisy, predicted = jax.lax.map(at, levels)
-        shown = jnp.stack([jnp.broadcast_to(pixels, noisy.shape), noisy, predicted], axis=2)
+        shown = jnp.stack([jnp.broadcast_to(codec.decode(params, x_0), noisy.shape), noisy, predicted], axis=2)
         return shown.reshape(len(noisy), -1, *shown.shape[3:])
 
     return one_step

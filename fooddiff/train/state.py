@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fooddiff.arrays import Array, Float, Int, Key, Params, PyTree
+from fooddiff.keys import stream
 from fooddiff.train.task import Task
 
 NORMS = ("grad_norm", "param_norm", "update_norm")
@@ -22,7 +23,7 @@ class TrainState:
     params: Params
     ema: dict[str, Params]  # averages by name, for instance "0.9999"
     opt_state: optax.OptState
-    carried: PyTree  # what the task takes along, such as the history of a timestep sampler
+    carried: PyTree  # what the task takes along: the history of a timestep sampler, an adversary, ...
     sums: dict[str, Float[Array, "2"]]  # metrics since the last log point, as (sum, count)
     skipped: Int[Array, ""]  # consecutive steps without an update because a gradient was not finite
     skipped_total: Int[Array, ""]
@@ -46,7 +47,7 @@ def init_state(key: Key, task: Task, optimizer: optax.GradientTransformation, av
         params=params,
         ema={name: jax.tree.map(jnp.copy, params) for name in averages},
         opt_state=optimizer.init(params),
-        carried=task.init_carried(),
+        carried=task.init_carried(stream(key, "carried")),
         sums=zero_sums((*task.metrics, *NORMS)),
         skipped=jnp.zeros((), jnp.int32),
         skipped_total=jnp.zeros((), jnp.int32),

@@ -24,8 +24,8 @@ def make_train_step(
     """Builds the step (state, batch, key) -> state.
 
     Randomness of step k is a function of (key, k). A gradient that is not finite, or an update that would make the
-    parameters so, leaves parameters, averages, optimizer and what the task carries as they were and is counted; the
-    step still counts, so that the next batch is another one.
+    parameters or what the task carries so, leaves parameters, averages, optimizer and what the task carries as they
+    were and is counted; the step still counts, so that the next batch is another one.
 
     Args:
         task: what is trained.
@@ -40,7 +40,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, key: Key) -> TrainState:
         key = stream(key, "step", state.step)
         examples = task.draw(state.carried, batch, key)
-        grads, terms = mean_gradient(task, state.params, examples, stream(key, "dropout"), accumulate)
+        grads, terms = mean_gradient(task, state, examples, stream(key, "dropout"), accumulate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         carried, sums = task.observe(state.carried, examples, terms)
@@ -64,6 +64,7 @@ def make_train_step(
         )
         unchanged = replace(state, skipped=state.skipped + 1, skipped_total=state.skipped_total + 1)
         finite = jnp.isfinite(grad_norm) & jnp.isfinite(norms["param_norm"])
+        finite &= jax.tree.reduce(lambda so_far, leaf: so_far & jnp.isfinite(leaf).all(), carried, True)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, unchanged)
         return replace(state, step=state.step + 1)
 
@@ -85,14 +86,16 @@ def make_diagnosis(task: Task, *, accumulate: int) -> Callable[[TrainState, Batc
     def diagnose(state: TrainState, batch: Batch, key: Key) -> dict[str, PyTree]:
         key = stream(key, "step", state.step - 1)
         examples = task.draw(state.carried, batch, key)
-        grads, terms = mean_gradient(task, state.params, examples, stream(key, "dropout"), accumulate)
+        grads, terms = mean_gradient(task, state, examples, stream(key, "dropout"), accumulate)
         every = functools.partial(jax.tree.map, lambda tensor: jnp.isfinite(tensor).all())
         return {"parameters": every(state.params), "losses": jnp.isfinite(terms.total), "gradients": every(grads)}
 
     return diagnose
 
 
-def mean_gradient(task: Task, params: Params, examples: PyTree, key: Key, accumulate: int) -> tuple[Params, PyTree]:
+def mean_gradient(
+    task: Task, state: TrainState, examples: PyTree, key: Key, accumulate: int
+) -> tuple[Params, PyTree]:  # fmt: skip
     """Gradient of the mean loss, computed in `accumulate` microbatches to save memory.
 
     Microbatch j takes examples j, j + accumulate, ..., which keeps the batch axis split evenly over devices.
@@ -102,20 +105,20 @@ def mean_gradient(task: Task, params: Params, examples: PyTree, key: Key, accumu
     """
     gradient = jax.grad(task.loss, has_aux=True)
     if accumulate == 1:
-        return gradient(params, examples, key)
+        return gradient(state.params, state.carried, examples, key)
 
     def split(x):
         return jnp.moveaxis(x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]), 1, 0)
 
     def merge(x):
-        return jnp.moveaxis(x, 0, 1).reshape(-1)
+        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
     def add(total, item):
         index, microbatch = item
-        grads, terms = gradient(params, microbatch, jax.random.fold_in(key, index))
+        grads, terms = gradient(state.params, state.carried, microbatch, jax.random.fold_in(key, index))
         return jax.tree.map(lambda a, b: a + b / accumulate, total, grads), terms
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
     microbatches = (jnp.arange(accumulate), jax.tree.map(split, examples))
     grads, terms = jax.lax.scan(add, zeros, microbatches, unroll=unroll_gradients())
     return grads, jax.tree.map(merge, terms)

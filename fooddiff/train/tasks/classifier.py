@@ -70,7 +70,7 @@ def make_classifier_task(
         x_t = add_noise(level, x_0, jax.random.normal(stream(key, "eps"), x_0.shape))
         return Examples(x_t, time, network_time(level), batch.cond["y"])
 
-    def loss(params, examples, key):
+    def loss(params, carried, examples, key):
         dropout_key = key if dropout else None
         logits = network.apply(params, examples.x_t, examples.network_time, dropout_key=dropout_key)
         total = -log_prob(logits, examples.y)
@@ -86,7 +86,7 @@ def make_classifier_task(
         return None, sums
 
     levels = () if noise is None else names_by_level(noise, "top1")
-    return Task(network.init, lambda: None, draw, loss, observe, ("loss", "top1", "top5", *levels))
+    return Task(network.init, lambda key: None, draw, loss, observe, ("loss", "top1", "top5", *levels))
 
 
 def log_prob(logits: Float[Array, "n classes"], y: Label) -> PerExample:

@@ -77,7 +77,7 @@ def make_diffusion_task(
             cond = {**cond, "low_res": small + per_image(level) * noise}
         return Examples(x_0, time, weight, eps, cond)
 
-    def loss(params, examples, key):
+    def loss(params, carried, examples, key):
         denoise = make_denoiser(partial(network.apply, params, dropout_key=key if dropout else None))
         found = loss_terms(denoise, examples.x_0, times.at(examples.time), examples.eps, examples.cond)
         return (examples.weight * found.total).mean(), found
@@ -89,4 +89,6 @@ def make_diffusion_task(
         sums |= by_level(times, "loss", examples.time, found.total)
         return times.observe(carried, examples.time, found.total), sums
 
-    return Task(network.init, times.init, draw, loss, observe, ("loss", *terms, *names_by_level(times, "loss")))
+    return Task(
+        network.init, lambda key: times.init(), draw, loss, observe, ("loss", *terms, *names_by_level(times, "loss"))
+    )
