@@ -31,7 +31,6 @@ from tests.test_classifier import tiny_classifier
 
 LAST = task.LAST_LAYER
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-KEY = jax.random.key(0)
 PERCEPTUAL = task.Perceptual(
     init=lambda key: {"w": jax.random.normal(key, (3, 5))}, features=lambda params, x: [x, x @ params["w"]], weight=0.3
 )
@@ -61,9 +60,9 @@ def run(toy_task, steps):
     """The states after 0, 1, ... steps on one batch."""
     optimizer, averages = optax.adam(0.01), make_averages((), warmup=False, power_lengths=())
     step = jax.jit(make_train_step(toy_task, optimizer, averages))
-    states = [init_state(KEY, toy_task, optimizer, averages)]
+    states = [jax.jit(lambda key: init_state(key, toy_task, optimizer, averages))(jax.random.key(0))]
     for _ in range(steps):
-        states.append(step(states[-1], Batch(jnp.asarray(PIXELS), {}), KEY))
+        states.append(step(states[-1], Batch(jnp.asarray(PIXELS), {}), jax.random.key(0)))
     return states
 
 
@@ -119,11 +118,12 @@ def test_the_discriminator_takes_the_step_of_its_own_optimizer():
     assert after.sums["discriminator"][0] / after.sums["discriminator"][1] > 0
 
 
-def test_the_adaptive_weight_makes_the_terms_pull_alike_at_the_last_layer():
+def test_the_adversary_is_weighted_by_the_gradients_at_the_last_layer():
     built = toy(perceptual=PERCEPTUAL, adversary=adversary())
-    params, carried = built.init(KEY), built.init_carried(jax.random.key(1))
-    examples = built.draw(carried, Batch(jnp.asarray(PIXELS), {}), KEY)
-    gradient, terms = jax.grad(built.loss, has_aux=True)(params, carried, examples, KEY)
+    keys = [jax.random.key(i) for i in range(4)]
+    params, carried = built.init(keys[0]), built.init_carried(keys[1])
+    examples = built.draw(carried, Batch(jnp.asarray(PIXELS), {}), keys[2])
+    gradient, terms = jax.jit(jax.grad(built.loss, has_aux=True))(params, carried, examples, keys[3])
 
     def decoded(last):
         return jnp.tanh(examples.x @ params["encoder"] @ last)
@@ -139,7 +139,6 @@ def test_the_adaptive_weight_makes_the_terms_pull_alike_at_the_last_layer():
     weight = 0.5 * adaptive_weight(*pulls)
     np.testing.assert_allclose(terms.further["adversarial_weight"], weight, rtol=1e-4)
     np.testing.assert_allclose(gradient[LAST], pulls[0] + weight * pulls[1], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(jnp.linalg.norm(weight * pulls[1]), 0.5 * jnp.linalg.norm(pulls[0]), rtol=1e-2)
     assert equal(built.observe(carried, examples, terms)[0]["perceptual"], carried["perceptual"])
 
 
