@@ -38,7 +38,7 @@ from fooddiff.eval.weights import load_inception
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.runs.record import read_scalars
-from fooddiff.runs.weights_file import read_weights
+from fooddiff.runs.weights_file import read_weights, write_weights
 from fooddiff.runs.workdir import read_config, to_json
 from tests import tiny
 from tests.random_stem import random_stem
@@ -84,8 +84,7 @@ def readers() -> dict[str, Reader]:
         picture = Image.fromarray(images[0])
         metrics = "".join(json.dumps({"step": step, "train/loss": 1 / step}) + "\n" for step in range(1, 9))
         about = {"config": to_json(tiny.config(folder)), "class_names": [str(y) for y in range(10)], "step": 1}
-        metadata = {name: json.dumps(value) for name, value in about.items()}
-        metadata |= {"weights": "raw", "format": "1", "images_seen": "0"}
+        described = about | {"weights": "raw", "images_seen": 0}
         inside = {
             "array in images.npz": Reader("images.npz", _npy(images), _read_images, _zipped("arr_0.npy")),
             "labels in images.npz": Reader(
@@ -109,7 +108,7 @@ def readers() -> dict[str, Reader]:
             "state dict .pt": reader("model.pt", lambda p: write_state_dict(p, tensors), load_state_dict),
             "older state dict .pt": reader("older.pt", save(older), load_state_dict),
             "exported .safetensors": reader(
-                "model.safetensors", lambda p: safetensors.numpy.save_file(tensors, p, metadata), read_weights
+                "model.safetensors", lambda p: write_weights(p, tensors, described, half=False), read_weights
             ),
             "Inception .npz": reader("stem.npz", lambda p: np.savez(p, **random_stem()), _read_inception),
             "Inception .safetensors": reader(

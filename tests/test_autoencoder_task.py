@@ -62,11 +62,12 @@ def whole(workspace, bottleneck: str = "kl", **overrides) -> ConfigDict:
     return config(workspace, bottleneck, **(dict(train__steps=12, eval__every_steps=12) | overrides))
 
 
-@pytest.fixture(scope="module", params=["kl", pytest.param("vq", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["kl", "vq"])
 def trained(request, workspace, once):
     return once(request.param, whole(workspace, request.param))
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_is_recorded_with_its_terms(trained):
     records = read_scalars(trained)
     losses = [record["train/loss"] for record in records if "train/loss" in record]
@@ -77,6 +78,7 @@ def test_the_loss_falls_and_is_recorded_with_its_terms(trained):
     }
 
 
+@pytest.mark.slow
 def test_the_grid_holds_held_out_images_above_their_reconstructions(trained, workspace):
     grid = read_grid(trained / "samples" / "step_0000012_raw_reconstructions.png")
     assert grid.images.shape == (12, 2, 16, 16, 3)
@@ -119,6 +121,7 @@ def test_reconstructions_are_scored(trained, workspace, tmp_path, monkeypatch, c
     assert "PSNR" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_report_shows_its_curves(trained, tmp_path):
     report([str(trained), f"--out={tmp_path / 'report.html'}"])
     page = (tmp_path / "report.html").read_text()
@@ -126,6 +129,7 @@ def test_a_report_shows_its_curves(trained, tmp_path):
     assert "not recorded" not in page
 
 
+@pytest.mark.slow
 def test_commands_of_diffusion_models_refuse_it(trained):
     settings = dict(step=None, weights="ema", classes=(), per_class=1, spec={}, seed=0, batch_size=4)
     with pytest.raises(WorkdirError, match="holds a model of the task 'autoencoder'"):

@@ -200,6 +200,7 @@ def test_a_workdir_without_a_checkpoint_is_an_error(tmp_path):
         draw(tmp_path)
 
 
+@pytest.mark.slow
 def test_dry_run_reports_and_touches_nothing(trained, tmp_path, capsys):
     config = tiny.config(tmp_path)
     dry_run.run(config)

@@ -122,8 +122,8 @@ def test_the_query_of_an_order_is_the_order(client, painter):
 @pytest.mark.parametrize(
     "query",
     [
-        "dish=pizza&dish=baklava&number=2&seed=5&sampler=ddim&guidance=1.5",
-        pytest.param("dish=*", marks=pytest.mark.slow),
+        pytest.param("dish=pizza&dish=baklava&number=2&seed=5&sampler=ddim&guidance=1.5", marks=pytest.mark.slow),
+        "dish=pizza&number=1&guidance=1&steps=3",
     ],
 )
 def test_the_command_draws_the_same(client, query, tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_kernel_distance_over_the_full_sets(case):
 
 
 def test_an_unknown_feature_is_refused_with_the_choice():
-    with pytest.raises(ValueError, match=r"'65'.*choose from 64, 192, 768, 2048"):
+    with pytest.raises(ValueError, match=r"'65'.*choose from 64, 192, spatial, 768, 2048"):
         inception.required_parameters(("65",))
     with pytest.raises(ValueError, match="choose from"):
         inception.required_parameters(())

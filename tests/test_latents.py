@@ -189,6 +189,7 @@ def test_a_codec_that_is_missing_or_another_is_refused(trained, tmp_path):
         load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -253,6 +254,7 @@ def test_a_build_that_was_killed_goes_on(workspace, tmp_path, monkeypatch):
         load_latents(dataset, lambda pixels: np.ones((len(pixels), 2, 2, 1)), **settings | {"codec_sha256": "1"})
 
 
+@pytest.mark.slow
 def test_shapes_of_the_tensors_are_those_of_the_autoencoder(workspace, autoencoder):
     config = latent(workspace, autoencoder)
     tensors = build.make_codec(config).tensors
