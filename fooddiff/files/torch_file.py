@@ -11,7 +11,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -74,7 +74,11 @@ def _read_zip(file: BinaryIO, wanted: Callable[[str], bool]) -> tuple[dict[str, 
 def _read_legacy(file: BinaryIO, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, bytes]]:
     """Five pickles (magic, version, platform, object, storage keys), then each storage after its length."""
     file.seek(0)
-    magic, version, platform, state, keys = (torch_pickle.load(file) for _ in range(5))
+    parts = []
+    for _ in range(5):
+        parts.append(torch_pickle.load(file))
+        _state(parts[-1])  # says what is foreign before what follows is read
+    magic, version, platform, state, keys = parts
     magic, version, platform, keys = (loaded.value for loaded in (magic, version, platform, keys))
     if (magic, version) != (_LEGACY_MAGIC, _LEGACY_VERSION) or not platform["little_endian"]:
         raise ValueError(
@@ -97,16 +101,22 @@ def _read_legacy(file: BinaryIO, wanted: Callable[[str], bool]) -> tuple[dict[st
     return tensors, storages
 
 
-def _named_tensors(loaded: Loaded, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The wanted tensors of a state dict, or of that of a training's checkpoint, which may name other things, too."""
+def _state(loaded: Loaded) -> Any:
+    """What a pickle holds or, of a training's checkpoint, which may name other things, too, its state dict."""
     state = loaded.value
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    elif loaded.foreign:
+        return state["state_dict"]
+    if loaded.foreign:
         raise ValueError(
             f"it names {loaded.foreign[0]}, which no state dict needs, and which was not run: this may be an attack, "
             f"or a whole model instead of its state dict"
         )
+    return state
+
+
+def _named_tensors(loaded: Loaded, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The wanted tensors of a state dict."""
+    state = _state(loaded)
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}, expected a dict of tensors by name")
     for name, value in state.items():
