@@ -258,7 +258,7 @@ def test_a_workdir_in_training_is_sampled_and_followed_even_when_the_training_de
 def test_the_first_bad_tensor_is_the_one_that_was_computed_first(not_finite, first):
     found = {name: {"a": True, "b": name not in not_finite} for name in ("parameters", "gradients")}
     found["losses"] = np.array([True, "losses" not in not_finite])
-    expected = f"the first bad tensor is {first}" if first else "each gradient is finite, but their norm or"
+    expected = f"the first bad tensor is {first}" if first else "each gradient is finite, but their norm, the updated"
     assert train._diagnose(lambda *_: found, None, None, None).startswith(expected)
 
 

@@ -79,7 +79,7 @@ def test_training_shows_small_images_with_noise_of_all_levels(tmp_path, max_nois
     made = config(tmp_path, low_res=(8, max_noise, 0.0))
     task = build._diffusion_task(made, build.make_diffusion_model(made))
     batch = Batch(pixels(64, 16), {"y": np.zeros(64, np.int32)})
-    cond = task.draw(task.init_carried(), batch, jax.random.key(0)).cond
+    cond = task.draw(task.init_carried(jax.random.key(1)), batch, jax.random.key(0)).cond
     noise = np.asarray(cond["low_res"] - shrink(to_signed(jax.numpy.asarray(batch.pixels)), 8))
     levels = noise.std(axis=(1, 2, 3))
     assert noise.shape == (64, 8, 8, 3)
