@@ -262,6 +262,7 @@ def test_shapes_of_the_tensors_are_those_of_the_autoencoder(workspace, autoencod
     assert tensors.keys() == {codec.PREFIX + name for name in like} | {codec.MEAN, codec.STD}
 
 
+@pytest.mark.slow
 def test_the_grid_of_single_steps_shows_decoded_latents(workspace, autoencoder, trained):
     shown = read_grid(trained / "samples" / "step_0000004_ema_0.995_one_step.png").images
     assert shown.shape == (5, 9, 16, 16, 3)
