@@ -102,7 +102,7 @@ def test_a_resumed_run_is_the_undisturbed_one(workspace, once, tmp_path):
 @pytest.mark.slow
 def test_reconstructions_are_scored(trained, workspace, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    trained = Path(shutil.copytree(trained, "run"))
+    trained = shutil.copytree(trained, tmp_path / "run")
     np.savez("stem.npz", **random_stem())
     model = load_trained(trained, step=None, weights="ema", mesh=parallel.make_mesh(), task="autoencoder")
     images = build.make_dataset(config(workspace), "test").images[:60]

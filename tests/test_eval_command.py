@@ -178,12 +178,19 @@ def test_real_images_give_the_known_figures():
         "jpeg": ([jpeg(picture) for picture in pictures], 0.01),
     }
     reference = f"archive:{archive}:test"
-    flags = ["--inception", str(stem), "--cache_dir", "cache"]
-    main(["stats", reference, "ref.npz", *flags])
+    # thousands of images: compiled as users compile
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+
+    def evaluator(*arguments):
+        command = [sys.executable, "-m", "fooddiff.eval", *arguments, f"--inception={stem}", "--cache_dir=cache"]
+        subprocess.run(command, check=True, env=environment)
+
+    evaluator("stats", reference, "ref.npz")
     assert np.trace(np.load("ref.npz")["sigma"]) == pytest.approx(17.9, rel=0.01)
     for name, (images, expected) in scored.items():
         np.savez(f"{name}.npz", np.stack([np.asarray(image) for image in images]))
-        main(["images", f"{name}.npz", "ref.npz", *flags])
+        evaluator("images", f"{name}.npz", "ref.npz")
         (result,) = json.loads(Path(f"eval/{name}-vs-ref.json").read_text())["results"]
         assert result["metric"] == "FD-64[inception_stem_nsfwjs d11d89b6]"
         assert result["value"] == pytest.approx(expected, rel=0.01, abs=0.0005), name

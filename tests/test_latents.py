@@ -131,7 +131,7 @@ def test_stopping_and_resuming_changes_nothing(workspace, autoencoder, trained, 
 @pytest.mark.slow
 def test_samples_are_scored(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    trained = shutil.copytree(trained, "run")
+    trained = shutil.copytree(trained, tmp_path / "run")
     np.savez("stem.npz", **random_stem())
     np.savez("real.npz", np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3)).astype(np.uint8))
     evaluator.main([
