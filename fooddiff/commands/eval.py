@@ -19,17 +19,15 @@ from fooddiff.commands import likelihood, scorer
 from fooddiff.commands import reconstructions as autoencoders
 from fooddiff.commands import superres as upsamplers
 from fooddiff.commands import sweep as sweeping
-from fooddiff.commands.pairs import PairScoring
 from fooddiff.commands.signals import graceful_stop, stop_if_asked
 from fooddiff.commands.terminal import session
 from fooddiff.data.sources import SPLITS
 from fooddiff.eval import inception, results
-from fooddiff.eval.evaluate import METRICS, Extractor, evaluate, make_extractor, stats_of, stats_provenance
+from fooddiff.eval.evaluate import METRICS, Extractor, make_extractor, stats_of, stats_provenance
 from fooddiff.eval.images import ImageSet, open_images
 from fooddiff.eval.stats import write_stats
 from fooddiff.eval.weights import BY_HAND, GENUINE_URLS, load_inception
 from fooddiff.files.npz import npz_names
-from fooddiff.runs.workdir import versions
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +81,7 @@ def follow(flags: argparse.Namespace) -> None:
 
 def images(flags: argparse.Namespace) -> None:
     """Scores images A against images or statistics B."""
-    extractor = _extractor(flags)
-    record = evaluate(
-        _open(flags.a, flags),
-        _reference(flags.b, flags),
-        extractor,
-        **_named(flags, *MEASURES),
-        made_by={},
-        versions=versions(),
-    )
+    record = _measures(flags).evaluate(_open(flags.a, flags), _reference(flags.b, flags), made_by={})
     path = flags.out / f"{record['samples']['name']}-vs-{record['reference']['name']}.json".replace(" ", "-")
     processes.on_first(lambda: results.write_record(path, record))
     scorer.print_record(record)
@@ -125,7 +115,7 @@ def reconstructions(flags: argparse.Namespace) -> None:
     """Scores what an autoencoder makes of images: PSNR, SSIM and distances."""
     autoencoders.run(
         flags.workdir,
-        _pair_scoring(flags),
+        _measures(flags),
         reference=None if flags.reference is None else _open(flags.reference, flags),
         **_named(flags, *CHECKPOINT, "batch_size"),
     )
@@ -135,7 +125,7 @@ def superres(flags: argparse.Namespace) -> None:
     """Scores what a model for super-resolution makes of small test images, and bicubic interpolation."""
     upsamplers.run(
         flags.workdir,
-        _pair_scoring(flags),
+        _measures(flags),
         sampling=shared.sampling(flags),
         **_named(flags, *CHECKPOINT, "per_class", "batch_size", "stop_if_asked"),
     )
@@ -157,8 +147,8 @@ def _scoring(flags: argparse.Namespace, sampling: Mapping[str, Any]) -> scorer.S
     )
 
 
-def _pair_scoring(flags: argparse.Namespace) -> PairScoring:
-    return PairScoring(extractor=_extractor(flags), **_named(flags, *MEASURES))
+def _measures(flags: argparse.Namespace) -> scorer.Measures:
+    return scorer.Measures(extractor=_extractor(flags), **_named(flags, *MEASURES))
 
 
 def _named(flags: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Scores images that were made of others, against these others: a distance, and how alike each pair is."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +10,17 @@ import numpy as np
 
 from fooddiff import processes
 from fooddiff.arrays import Array, Float, Pixels
-from fooddiff.commands import scorer
+from fooddiff.commands.scorer import Measures, print_record
 from fooddiff.eval import results
-from fooddiff.eval.evaluate import Extractor, evaluate
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.reconstruction import psnr, ssim
 from fooddiff.files.hashes import sha256_of_json
-from fooddiff.runs import workdir as workdirs
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairScoring:
-    """How such images are scored.
-
-    Attributes:
-        extractor: features.
-        metrics: of `fooddiff.eval.evaluate.METRICS`, besides PSNR and SSIM.
-        kid_subsets: subsets of the kernel distance's second figure.
-        kid_subset_size: their size.
-        seed: of the draws of those subsets.
-    """
-
-    extractor: Extractor
-    metrics: Sequence[str]
-    kid_subsets: int
-    kid_subset_size: int
-    seed: int
-
-
 def score_pairs(
-    scoring: PairScoring,
+    measures: Measures,
     made: Pixels,
     originals: ImageSet,
     *,
@@ -54,7 +33,7 @@ def score_pairs(
     """Scores images, writes the record and prints its table.
 
     Args:
-        scoring: how.
+        measures: what, besides PSNR and SSIM.
         made: u8[n, h, w, 3].
         originals: what each of them was made of.
         kind: what these images are, in one word for their identity.
@@ -66,27 +45,18 @@ def score_pairs(
     Returns:
         The record.
     """
-    extractor = scoring.extractor
     made_by = {**made_by, "of": originals.identity["sha256"]}
     identity = {"kind": kind, "sha256": sha256_of_json(made_by)}
-    record = evaluate(
-        ImageSet(name, identity, made, originals.labels, originals.class_names),
-        originals,
-        extractor,
-        metrics=tuple(scoring.metrics),
-        kid_subsets=scoring.kid_subsets,
-        kid_subset_size=scoring.kid_subset_size,
-        seed=scoring.seed,
-        made_by=made_by,
-        versions=workdirs.versions(),
-    )
+    made_set = ImageSet(name, identity, made, originals.labels, originals.class_names)
+    record = measures.evaluate(made_set, originals, made_by)
     real = originals.pixels[slice(0, len(made))]
     record["results"] += [asdict(_mean("PSNR [dB]", psnr(real, made))), asdict(_mean("SSIM", ssim(real, made)))]
-    how = [identity, extractor.weights.sha256, extractor.resize, *extractor.names, *sorted(scoring.metrics)]
+    extractor = measures.extractor
+    how = [identity, extractor.weights.sha256, extractor.resize, *extractor.names, *sorted(measures.metrics)]
     path = folder / f"{stem}_n{len(made)}_{sha256_of_json(how)[:8]}.json"
     processes.on_first(lambda: results.write_record(path, record))
     log.info("%s:", name)
-    scorer.print_record(record)
+    print_record(record)
     log.info("wrote %s", path)
     return record
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params, Pixels
 from fooddiff.commands import scorer
-from fooddiff.commands.pairs import PairScoring, in_batches, score_pairs
+from fooddiff.commands.pairs import in_batches, score_pairs
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.reconstruction import check_size
 from fooddiff.runs.load import load_trained
@@ -20,7 +20,7 @@ Reconstruct = Callable[[Params, Pixels], Pixels]
 
 def run(
     workdir: Path,
-    scoring: PairScoring,
+    measures: scorer.Measures,
     *,
     step: int | None,
     weights: str,
@@ -31,7 +31,7 @@ def run(
 
     Args:
         workdir: an autoencoder's run, or a file of its weights.
-        scoring: how.
+        measures: what, besides PSNR and SSIM.
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema" or "ema_<rate>".
         reference: the images; None takes the test split of the data that the autoencoder was trained on.
@@ -60,7 +60,7 @@ def run(
         },
     }
     return score_pairs(
-        scoring,
+        measures,
         in_batches(reconstruct, real, batch_size + -batch_size % mesh.size),
         images,
         kind="reconstructions",

@@ -36,27 +36,50 @@ SEED = 0  # of the samples that are scored during training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """How samples are drawn and scored, apart from whose they are.
+class Measures:
+    """What is measured between images and a reference.
 
     Attributes:
         extractor: features.
         metrics: of `fooddiff.eval.evaluate.METRICS`.
         kid_subsets: subsets of the kernel distance's second figure.
         kid_subset_size: their size.
-        per_class: samples of every class; None takes as many of each class as the reference has.
-        sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
-        seed: of the samples, and of the draws of subsets.
-        batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
+        seed: of the draws of those subsets and, where samples are drawn, of these.
     """
 
     extractor: Extractor
     metrics: Sequence[str]
     kid_subsets: int
     kid_subset_size: int
+    seed: int
+
+    def evaluate(self, samples: ImageSet, reference: ImageSet | Path, made_by: Mapping[str, Any]) -> dict:
+        """The record of `fooddiff.eval.evaluate.evaluate`."""
+        return evaluate(
+            samples,
+            reference,
+            self.extractor,
+            metrics=self.metrics,
+            kid_subsets=self.kid_subsets,
+            kid_subset_size=self.kid_subset_size,
+            seed=self.seed,
+            made_by=made_by,
+            versions=workdirs.versions(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Measures):
+    """How samples are drawn and scored, apart from whose they are.
+
+    Attributes:
+        per_class: samples of every class; None takes as many of each class as the reference has.
+        sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
+        batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
+    """
+
     per_class: int | None
     sampling: Mapping[str, Any]
-    seed: int
     batch_size: int
 
     def ids(self, reference: ImageSet | Path, class_names: Sequence[str]) -> np.ndarray:
@@ -110,17 +133,7 @@ def score(
         draw, params, ids, spec=spec, recipe=recipe, step=step, weights=weights, class_names=class_names,
         seed=scoring.seed, batch_size=scoring.batch_size,
     )  # fmt: skip
-    record = evaluate(
-        samples,
-        reference,
-        scoring.extractor,
-        metrics=tuple(scoring.metrics),
-        kid_subsets=scoring.kid_subsets,
-        kid_subset_size=scoring.kid_subset_size,
-        seed=scoring.seed,
-        made_by=made_by,
-        versions=workdirs.versions(),
-    )
+    record = scoring.evaluate(samples, reference, made_by)
     record["samples"]["seconds_per_image"] = samples.pixels.seconds_per_image()
     path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)))
     processes.on_first(lambda: results.write_record(path, record))

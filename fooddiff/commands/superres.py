@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fooddiff import build, parallel, processes
 from fooddiff.commands import scorer
 from fooddiff.commands.guide import Drawing
-from fooddiff.commands.pairs import PairScoring, in_batches, score_pairs
+from fooddiff.commands.pairs import in_batches, score_pairs
 from fooddiff.eval.generated import ids_like
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.reconstruction import check_size
@@ -71,7 +71,7 @@ def check_fits(upsampler: TrainedModel, drawn_by: TrainedModel, where: Path) -> 
 
 def run(
     workdir: Path,
-    scoring: PairScoring,
+    measures: scorer.Measures,
     *,
     step: int | None,
     weights: str,
@@ -87,7 +87,7 @@ def run(
 
     Args:
         workdir: a run for super-resolution, or a file of its weights.
-        scoring: how.
+        measures: what, besides PSNR and SSIM.
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
@@ -118,12 +118,12 @@ def run(
     batches = []
     draw = of_real(enlarge, split.pixels, split.labels)
     with tqdm(total=len(ids), unit="image", dynamic_ncols=True, disable=not processes.is_first()) as progress:
-        for batch in draw_batches(draw, trained.params, jax.random.key(scoring.seed), ids, batch_size):
+        for batch in draw_batches(draw, trained.params, jax.random.key(measures.seed), ids, batch_size):
             batches.append(batch)
             progress.update(len(batch))
             stop_if_asked()
     score = partial(
-        score_pairs, scoring, originals=originals, kind="enlarged images", folder=workdirs.outputs(workdir) / "eval"
+        score_pairs, measures, originals=originals, kind="enlarged images", folder=workdirs.outputs(workdir) / "eval"
     )
     made_by = {
         "step": trained.step,
@@ -131,14 +131,14 @@ def run(
         "weights_sha256": processes.sha256_of(trained.params),
         "recipe": build.recipe(trained.config),
         "sampling": spec.to_json(),
-        "seed": scoring.seed,
+        "seed": measures.seed,
         "batch_size": batch_size,
     }
     by_model = score(
         made=np.concatenate(batches),
         name=f"{size} pixels enlarged, step {trained.step:,} {trained.weights}",
         made_by=made_by,
-        stem=f"superres_step_{trained.step:07d}_{trained.weights}_{spec.name}_seed{scoring.seed}",
+        stem=f"superres_step_{trained.step:07d}_{trained.weights}_{spec.name}_seed{measures.seed}",
     )
     by_rule = score(
         made=in_batches(jit(partial(bicubic, size=size)), originals.pixels, batch_size),

@@ -203,7 +203,7 @@ def evaluate(
     )
 
 
-def _check_metrics(metrics: tuple[str, ...], names: tuple[str, ...]) -> None:
+def _check_metrics(metrics: Sequence[str], names: Sequence[str]) -> None:
     """Raises ValueError unless every metric has a feature and every feature a metric."""
     if unknown := sorted(set(metrics) - set(METRICS)):
         raise ValueError(f"there is no metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")
