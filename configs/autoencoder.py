@@ -84,9 +84,7 @@ def _adversarial(config: ConfigDict) -> None:
     """Besides, a discriminator of patches: latent-diffusion's loss."""
     _perceptual(config)
     config.adversary = ConfigDict()
-    config.adversary.weight = (
-        0.5  # how hard it pulls at the decoder's last layer, beside the differences from the image
-    )
+    config.adversary.weight = 0.5  # how hard it pulls at the decoder's last layer; the image's differences pull by 1
     config.adversary.start_step = 2500  # the first step in which it learns and counts
     config.adversary.lr = 2e-4  # of its Adam, with b1 0.5 and b2 0.9
     config.adversary.channels = 64

@@ -43,13 +43,7 @@ images = pipe({classes}, generator=torch.manual_seed(0)).images
 def write_folder(folder: Path, params: Mapping[str, np.ndarray], trained: TrainedModel) -> str:
     """Writes a model as `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` reads it.
 
-    Args:
-        folder: a directory that exists.
-        params: float32 weights by our names.
-        trained: what they belong to.
-
-    Returns:
-        How to use it, as Python source.
+    Arguments and result are those of `exporting.Format.write`.
 
     Raises:
         ValueError: diffusers cannot compute what this model does; names the field.
@@ -75,7 +69,7 @@ def write_folder(folder: Path, params: Mapping[str, np.ndarray], trained: Traine
     if own_class:
         shutil.copy(PYTHON / "unet.py", folder / "unet")
     state_dict = {name: np.ascontiguousarray(value) for name, value in to_diffusers(params, config.model).items()}
-    safetensors.numpy.save_file(state_dict, folder / "unet" / WEIGHTS, {"format": "pt"})
+    (folder / "unet" / WEIGHTS).write_bytes(safetensors.numpy.save(state_dict, {"format": "pt"}))
     return USE.format(classes=[None] if names is None else json.dumps(trained.class_names[:2]))
 
 

@@ -35,7 +35,8 @@ class Format(NamedTuple):
     suffix: str  # of the file; none for a folder
     library: str  # that loads it, as Hugging Face's hub names it
     write: Callable[[Path, Mapping[str, np.ndarray], TrainedModel], str]
-    """(path, float32 weights by our names, what they belong to) -> how to use them, as Python source."""
+    """(the file to write or an empty folder, float32 weights by our names, what they belong to) -> how to use them, as
+    Python source."""
 
 
 def export(

@@ -48,13 +48,7 @@ images = np.asarray(decode(x_t))  # uint8"""
 def write_folder(folder: Path, params: Mapping[str, np.ndarray], trained: TrainedModel) -> str:
     """Writes a denoiser, and what one must know to use it.
 
-    Args:
-        folder: a directory that exists.
-        params: float32 weights by our names.
-        trained: what they belong to.
-
-    Returns:
-        How to use it, as Python source.
+    Arguments and result are those of `exporting.Format.write`.
 
     Raises:
         ValueError: the model is no denoiser, or one for super-resolution.

@@ -42,9 +42,7 @@ class Terms(NamedTuple):
     reconstruction: PerExample  # mean error of the image
     penalty: PerExample  # of the bottleneck, without its weight
     psnr: PerExample  # dB; of the reconstruction before it is rounded
-    further: Mapping[
-        str, PerExample
-    ]  # the perceptual and the adversarial term, and the latter's weight, where asked for
+    further: Mapping[str, PerExample]  # where asked for: perceptual and adversarial term, and the latter's weight
     decoded: Image | None  # the reconstruction, where a discriminator learns from it
 
 
@@ -188,6 +186,9 @@ def make_autoencoder_task(
         The task. With either of the two, it carries a dict with "perceptual", that network's parameters, and
         "adversary", a `Learning`; otherwise nothing.
     """
+    metrics = METRICS
+    metrics += ("perceptual",) if perceptual is not None else ()
+    metrics += ADVERSARY_METRICS if adversary is not None else ()
 
     def init_carried(key):
         carried = {}
@@ -255,7 +256,4 @@ def make_autoencoder_task(
             carried, reported["discriminator"] = carried | {"adversary": learning}, jnp.full_like(terms.total, value)
         return carried, {name: jnp.stack([reported[name].sum(), n]) for name in metrics}
 
-    metrics = METRICS
-    metrics += ("perceptual",) if perceptual is not None else ()
-    metrics += ADVERSARY_METRICS if adversary is not None else ()
     return Task(init, init_carried, draw, loss, observe, metrics)
