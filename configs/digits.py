@@ -2,8 +2,8 @@
 
     python run_train.py --config=configs/digits.py --workdir=runs/digits
 
-On two CPU cores it takes about three minutes. Of 200 digits drawn from the averaged weights (20 per class, seed 0), a
-scikit-learn SVC that was fitted on the real ones read 99.5 % as the label that was asked for.
+On one CPU core it takes about three minutes. Of 200 digits drawn from the averaged weights (20 per class, seed 0), a
+scikit-learn SVC that was fitted on the real ones read 98.0 % as the label that was asked for.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 1.0
     config.ema.rates = (0.995,)
-    config.train.steps = 2000
+    config.train.steps = 1000
     config.train.batch_size = 64
     config.train.checkpoint_every = 500
     config.eval.every_steps = 500

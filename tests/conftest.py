@@ -2,7 +2,8 @@
 
 Programs are compiled as fast as XLA can, since compiling is most of what tests do: without LLVM's optimiser, and with
 the older code generator. `test_end_to_end` compiles as users do. Equal programs are compiled once per session, in all
-its processes, and traced once per process.
+its processes, and traced once per process. Each of pytest-xdist's workers keeps to a core, with what it starts: XLA's
+threads of several workers on the same cores wait for each other.
 """
 
 import gc
@@ -22,6 +23,9 @@ _cache = tempfile.TemporaryDirectory(prefix="fooddiff-xla-")
 
 
 def pytest_configure(config):
+    if (worker := os.environ.get("PYTEST_XDIST_WORKER", "")) and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2", FAST_TO_COMPILE]
     compiled = os.environ.setdefault("FOODDIFF_TEST_CACHE", _cache.name)  # workers inherit it
     os.environ |= {
