@@ -4,9 +4,9 @@ r"""Super-resolution to 64x64 for two CPU cores, from 16x16 or 32x32 pixels: Ope
         --config.data.path=food-101.tar.gz --workdir=runs/superres16
     python -m fooddiff.eval superres --workdir=runs/superres16 --per_class=5 --inception=WEIGHTS
 
-The network is that of adm_tiny.py with one more level, which also sees a small image, enlarged bilinearly: the mean of
-each block of 4x4 or 2x2 pixels of the training image, with Gaussian noise. T = 1000 with a linear schedule, as their
-upsamplers have it. 4,376,134 parameters. Expected result: not yet measured.
+The network is ADM's, which also sees a small image, enlarged bilinearly: the mean of each block of 4x4 or 2x2 pixels of
+the training image, with Gaussian noise. It is trained as food101_cheap.py is, to predict x_0: a few thousand steps of
+OpenAI's recipe (eps, T = 1000) leave colours to chance. PARAMS parameters. Expected result: not yet measured.
 
 A cascade draws small images with another model, for instance food101_tiny.py with --config.data.image_size=16, and
 enlarges them:
@@ -16,7 +16,7 @@ enlarges them:
 
 from ml_collections import ConfigDict
 
-from configs import adm_tiny
+from configs import adm_tiny, food101_cheap
 
 SIZES = ("16", "32")
 
@@ -29,18 +29,25 @@ def get_config(size: str = "16") -> ConfigDict:
     """
     if size not in SIZES:
         raise ValueError(f"superres takes the size {' or '.join(SIZES)}, got {size!r}")
-    config = adm_tiny.get_config()
+    config, recipe = adm_tiny.get_config(), food101_cheap.get_config()
     config.data.image_size = 64
     config.low_res = ConfigDict()  # what makes a diffusion model one for super-resolution
     config.low_res.size = int(size)  # pixels
     config.low_res.max_noise = 0.2  # in training the small image gets noise of a level from 0 to this, at random
     config.low_res.noise = 0.05  # and this in sampling; a standard deviation, images being in [-1, 1]
-    config.diffusion.schedule = "linear"
-    config.diffusion.timesteps = 1000
-    config.model.model_channels = 32
-    config.model.channel_mult = (1, 2, 3, 4)
+    config.diffusion, config.objective, config.optimizer = recipe.diffusion, recipe.objective, recipe.optimizer
+    config.objective.label_dropout = 0.0
+    config.optimizer.warmup_steps = 100
+    config.optimizer.cooldown_steps = 600
+    config.model.model_channels = 16
+    config.model.channel_mult = (1, 2, 4, 8)
     config.model.attention_resolutions = (8,)
     config.model.head_channels = 32
-    config.model.norm_groups = 8  # of 4 channels
-    config.sample.steps = 25
+    config.model.norm_groups = 4  # of 4 channels
+    config.model.dropout = 0.0
+    config.train.steps = 2000
+    config.train.batch_size = 16
+    config.sample.sampler = "sde_dpmpp_2m"
+    config.sample.steps = 16
+    config.sample.spacing = "log_snr"
     return config

@@ -1,5 +1,6 @@
 """Guidance by a classifier and class agreement, as a user combines them, and their laws."""
 
+import csv
 import json
 import shutil
 
@@ -18,13 +19,15 @@ from fooddiff.diffusion.denoiser import Prediction
 from fooddiff.diffusion.guidance import classifier_gradient, classifier_guided, without_last
 from fooddiff.diffusion.level import add_noise, eps_from_x0, per_image
 from fooddiff.diffusion.samplers import ancestral, begin, ddim, dpmpp_2m, heun, sde_dpmpp_2m
+from fooddiff.eval import generated
 from fooddiff.keys import sample_noise
 from fooddiff.report.runs import read_run
 from fooddiff.runs.load import load_trained
 from fooddiff.runs.workdir import WorkdirError
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import ConfigError
-from tests import test_classifier, tiny_weights
+from tests import test_classifier, tiny, tiny_weights
+from tests.random_stem import random_stem
 from tests.test_classifier import tiny_classifier
 from tests.test_recipes import continuous as continuous_config
 
@@ -192,6 +195,30 @@ def test_class_agreement_is_a_record_beside_the_judges_own_accuracy(model, judge
     evaluator(["agreement", *(flag for flag in flags if "judge" not in flag), f"--judge={guide}",
                f"--classifier={guide}", "--classifier_scale=5"])  # fmt: skip
     assert "the judge has guided the samples itself" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_reads_the_samples_that_it_scores(model, judge, guide, tmp_path, monkeypatch):
+    np.savez(tmp_path / "stem.npz", **random_stem())
+    flags = [
+        f"--workdir={model}", f"--judge={judge}", f"--classifier={guide}", "--per_class=1", "--batch_size=10",
+        f"--cache_dir={tmp_path}",
+    ]  # fmt: skip
+    drawn = []
+    inner = generated.GeneratedImages._drawn
+    monkeypatch.setattr(generated.GeneratedImages, "_drawn", lambda self, rows: drawn.append(1) or inner(self, rows))
+    with tiny.small_reference(20):
+        evaluator(["sweep", *flags, "--classifier_scales=0,5", f"--inception={tmp_path / 'stem.npz'}"])
+        assert len(drawn) == 2
+        (sheet,) = (model / "eval").glob("sweep_*.csv")
+        unguided, guided = csv.DictReader(sheet.open())
+        evaluator(["agreement", *flags, "--classifier_scale=5"])
+    (path,) = (model / "eval").glob("agreement_*scale5*_n10_*.json")
+    for result in json.loads(path.read_text())["results"]:
+        if result["metric"].startswith("agreement"):
+            assert float(guided[result["metric"]]) == result["value"]
+    (fd,) = (name for name in guided if name.startswith("FD-64[stem") and not name.endswith("sd"))
+    assert guided[fd] != unguided[fd]
 
 
 def test_names_without_a_classifier_are_what_they_were():

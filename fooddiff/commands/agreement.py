@@ -5,27 +5,81 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fooddiff import build, parallel, processes
+from fooddiff.arrays import Int
 from fooddiff.commands import scorer
-from fooddiff.commands.guide import check_fits, drawing, load_guides
+from fooddiff.commands.guide import Guides, check_fits, drawing, load_guides
 from fooddiff.eval.agreement import accuracies, make_ranks, ranks_of
 from fooddiff.eval.generated import ids_like
+from fooddiff.eval.images import ImageSet
 from fooddiff.eval.results import write_record
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.load import load_trained
+from fooddiff.runs.load import TrainedModel, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.runs.workdir import WorkdirError
 from fooddiff.sample.generate import sample_ids
+from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import check_positive
 
 log = logging.getLogger(__name__)
+
+
+class Judge(NamedTuple):
+    """A classifier of real images that reads samples."""
+
+    path: Path
+    sha256: str  # of its weights
+    made_by: Mapping[str, Any]  # how its weights came to be
+    ranks: Callable[[ImageSet], Int[np.ndarray, " n"]]  # see `ranks_of`
+
+
+def load_judge(
+    path: Path,
+    trained: TrainedModel,
+    mesh: jax.sharding.Mesh,
+    *,
+    batch_size: int,
+    cache_dir: Path,
+    stop_if_asked: Callable[[], None],
+) -> Judge:
+    """Loads the averaged weights of a classifier.
+
+    Args:
+        path: its workdir or file.
+        trained: the model whose samples it is to read.
+        mesh: devices.
+        batch_size: images per call, a multiple of the number of devices.
+        cache_dir: where what was classified is kept.
+        stop_if_asked: called after every chunk; ends the command by what it raises.
+
+    Raises:
+        ValueError: a model without classes, or a judge of other classes or another image size.
+    """
+    if trained.model.num_classes is None:
+        raise WorkdirError("the model knows no classes, so there is nothing to agree with")
+    judging = load_trained(path, step=None, weights="ema", mesh=mesh, task="classifier")
+    check_fits(judging, trained, path)
+    sha = processes.sha256_of(judging.params)
+    read = partial(
+        ranks_of,
+        make_ranks(partial(build.clean_logits, judging.model), judging.model.codec, mesh),
+        judging.params,
+        batch_size=batch_size,
+        judge=sha,
+        cache_dir=cache_dir,
+        after_chunk=stop_if_asked,
+    )
+    made_by = {"step": judging.step, "weights": judging.weights, "recipe": build.recipe(judging.config)}
+    return Judge(path, sha, made_by, read)
 
 
 def run(
@@ -69,10 +123,7 @@ def run(
     """
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
-    if trained.model.num_classes is None:
-        raise WorkdirError(f"the model in {workdir} knows no classes, so there is nothing to agree with")
-    judging = load_trained(judge, step=None, weights="ema", mesh=mesh, task="classifier")
-    check_fits(judging, trained, judge)
+    judging = load_judge(judge, trained, mesh, batch_size=batch_size, cache_dir=cache_dir, stop_if_asked=stop_if_asked)
     spec = build.sampler_spec(trained.config.sample, **sampling)
     guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
     draw, params, recipe = drawing(trained, mesh, spec, guides)
@@ -84,37 +135,57 @@ def run(
         draw, params, ids, spec=spec, recipe=recipe, step=trained.step, weights=trained.weights,
         class_names=trained.class_names, seed=seed, batch_size=batch_size,
     )  # fmt: skip
-
-    sha = processes.sha256_of(judging.params)
-    by_judge = guides.classifier is not None and processes.sha256_of(guides.classifier.params) == sha
-    warnings = ("the judge has guided the samples itself",) * by_judge
-    read = partial(
-        ranks_of,
-        make_ranks(partial(build.clean_logits, judging.model), judging.model.codec, mesh),
-        judging.params,
-        batch_size=batch_size,
-        judge=sha,
-        cache_dir=cache_dir,
-        after_chunk=stop_if_asked,
-    )
-    found = accuracies("agreement", sha, read(samples), warnings) + accuracies("accuracy", sha, read(reference))
-    record = {
-        "results": [asdict(result) for result in found],
-        "samples": samples.describe() | {"made_by": made_by},
-        "reference": reference.describe(),
-        "judge": {"path": str(judge), "sha256": sha, "step": judging.step, "weights": judging.weights,
-                  "recipe": build.recipe(judging.config)},
-        "versions": workdirs.versions(),
-    }  # fmt: skip
-    how = {"recipe": recipe, "sampling": spec.to_json(), "batch_size": batch_size, "judge": sha}
-    how["weights_sha256"] = made_by["weights_sha256"]
-    what = f"agreement_step_{trained.step:07d}_{trained.weights}_{spec.name}_seed{seed}_n{len(ids)}"
-    path = workdir / "eval" / f"{what}_{sha256_of_json(how)[:8]}.json"
-    processes.on_first(lambda: write_record(path, record))
-    with Recorder(workdir, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
+    outputs = workdirs.outputs(workdir)
+    record = judge_samples(judging, samples, made_by, spec, reference, outputs, guides)
+    with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
         recorder.scalars(trained.step, scorer.numbers_of(record))
     if processes.is_first():
         _print(record)
+    return record
+
+
+def judge_samples(
+    judge: Judge,
+    samples: ImageSet,
+    made_by: Mapping[str, Any],
+    spec: SamplerSpec,
+    reference: ImageSet,
+    workdir: Path,
+    guides: Guides,
+) -> dict:
+    """Writes the record of what a judge reads in samples, and in real images.
+
+    Args:
+        judge: from `load_judge`.
+        samples: with what they were made by, see `scorer.samples_of`.
+        made_by: that.
+        spec: how they were drawn.
+        reference: real images with labels.
+        workdir: receives eval/agreement_....json.
+        guides: of the samples; a judge among them is named in the record.
+
+    Returns:
+        The record.
+    """
+    by_judge = guides.classifier is not None and processes.sha256_of(guides.classifier.params) == judge.sha256
+    warnings = ("the judge has guided the samples itself",) * by_judge
+    record = {
+        "results": [
+            asdict(result)
+            for result in (
+                *accuracies("agreement", judge.sha256, judge.ranks(samples), warnings),
+                *accuracies("accuracy", judge.sha256, judge.ranks(reference)),
+            )
+        ],
+        "samples": samples.describe() | {"made_by": made_by},
+        "reference": reference.describe(),
+        "judge": {"path": str(judge.path), "sha256": judge.sha256, **judge.made_by},
+        "versions": workdirs.versions(),
+    }
+    how = {name: made_by[name] for name in ("recipe", "sampling", "batch_size", "weights_sha256")}
+    of = f"step_{made_by['step']:07d}_{made_by['weights']}_{spec.name}_seed{made_by['seed']}_n{len(samples.pixels)}"
+    path = workdir / "eval" / f"agreement_{of}_{sha256_of_json(how | {'judge': judge.sha256})[:8]}.json"
+    processes.on_first(lambda: write_record(path, record))
     log.info("wrote %s", path)
     return record
 

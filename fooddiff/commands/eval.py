@@ -59,13 +59,13 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def sweep(flags: argparse.Namespace) -> None:
-    """Scores a checkpoint under every combination of samplers, steps, guidance and intervals: one table."""
+    """Scores a checkpoint under every combination of samplers, steps and guidance: one table."""
     sweeping.run(
         flags.workdir,
         _scoring(flags, shared.fixed(flags)),
         shared.sweep(flags),
         reference=_reference(flags.reference, flags),
-        **_named(flags, *CHECKPOINT, *GUIDES),
+        **_named(flags, *CHECKPOINT, *GUIDES, "judge"),
     )
 
 
@@ -199,7 +199,8 @@ def _parser() -> shared.Parser:
 
     scores = (_add_metrics, _add_features)
     add(run, shared.add_run, _add_samples, *scores, shared.add_sampling, shared.add_guide)
-    add(sweep, shared.add_run, _add_samples, *scores, shared.add_sweep, shared.add_guide)
+    command = add(sweep, shared.add_run, _add_samples, *scores, shared.add_sweep, shared.add_guide)
+    command.add_argument("--judge", type=Path, help="workdir or file of a classifier of real images: class agreement")
 
     command = add(follow, partial(shared.add_run, step=False), _add_samples, *scores, shared.add_sampling)
     command.add_argument("--poll_seconds", type=float, default=30.0, help="between two looks (default: 30)")

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import did_you_mean, flatten
 
-SWEPT = ("sampler", "steps", "guidance", "interval")
+SWEPT = ("sampler", "steps", "guidance", "interval", "classifier_scale")
 
 
 class _Help(argparse.HelpFormatter):
@@ -178,6 +178,7 @@ def add_sampling(parser: Parser) -> None:
     group.add_argument("--steps", type=int, help="levels of noise along the way")
     group.add_argument("--guidance", type=float, help="scale of guidance; 1 is off")
     group.add_argument("--interval", type=_numbers, help="log SNRs between which to guide, for instance -4,4")
+    group.add_argument("--classifier_scale", type=float, help="scale of the gradient of --classifier; 0 is none")
     _add_fine_points(group)
 
 
@@ -190,6 +191,10 @@ def add_sweep(parser: Parser) -> None:
     group.add_argument("--step_counts", dest="steps", type=_counts, help="levels of noise, for instance 10,20,50")
     group.add_argument("--guidances", dest="guidance", type=_numbers, help="scales, for instance 1,2,3; 1 is off")
     group.add_argument("--intervals", dest="interval", type=_intervals, help="of log SNRs, for instance all,-4:4")
+    group.add_argument(
+        "--classifier_scales", dest="classifier_scale", type=_numbers,
+        help="of the gradient of --classifier, for instance 0,1,2; 0 is none",
+    )  # fmt: skip
     _add_fine_points(group)
 
 
@@ -197,7 +202,6 @@ def _add_fine_points(group: Any) -> None:
     group.add_argument("--spacing", help="of these levels: evenly in time or log_snr, or karras")
     group.add_argument("--eta", type=float, help="stochasticity of ddim and heun, from 0 to 1")
     group.add_argument("--rescale", type=float, help="share of a guided image's deviation that is brought back, 0 to 1")
-    group.add_argument("--classifier_scale", type=float, help="scale of the gradient of --classifier; 0 is none")
 
 
 def add_guide(parser: Parser) -> None:

@@ -133,9 +133,16 @@ def score(
         draw, params, ids, spec=spec, recipe=recipe, step=step, weights=weights, class_names=class_names,
         seed=scoring.seed, batch_size=scoring.batch_size,
     )  # fmt: skip
+    path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)))
+    return score_samples(scoring, samples, made_by, reference, path)
+
+
+def score_samples(
+    scoring: Scoring, samples: ImageSet, made_by: Mapping[str, Any], reference: ImageSet | Path, path: Path
+) -> dict:
+    """Scores what `samples_of` gives, writes the record and returns it."""
     record = scoring.evaluate(samples, reference, made_by)
     record["samples"]["seconds_per_image"] = samples.pixels.seconds_per_image()
-    path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)))
     processes.on_first(lambda: results.write_record(path, record))
     return record
 
@@ -152,8 +159,9 @@ def samples_of(
     class_names: Sequence[str],
     seed: int,
     batch_size: int,
+    keep: bool = False,
 ) -> tuple[ImageSet, dict[str, Any]]:
-    """Names samples of a model, which are drawn when they are asked for.
+    """Names samples of a model, which are drawn when they are asked for; for `keep` see `GeneratedImages`.
 
     Returns:
         The samples `ids`, int32[n, 2], and everything they depend on besides, as JSON types.
@@ -167,7 +175,7 @@ def samples_of(
         "seed": seed,
         "batch_size": batch_size,
     }
-    images = GeneratedImages(draw, params, jax.random.key(seed), ids, batch_size)
+    images = GeneratedImages(draw, params, jax.random.key(seed), ids, batch_size, keep=keep)
     return generated_set(images, ids, tuple(class_names), f"step {step:,} {weights}", made_by), made_by
 
 

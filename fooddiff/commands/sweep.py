@@ -1,4 +1,4 @@
-"""One set of weights scored under many samplers: how near the images of each are, and what they cost."""
+"""One set of weights scored under many samplers: how near the images of each are, what is seen in them, their cost."""
 
 import csv
 import io
@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from fooddiff import build, parallel, processes
-from fooddiff.commands import scorer
-from fooddiff.commands.guide import drawing, load_guides
+from fooddiff.commands import agreement, scorer
+from fooddiff.commands.guide import Guides, drawing, load_guides
 from fooddiff.eval import results
 from fooddiff.eval.images import ImageSet
 from fooddiff.files.atomic import write_atomically
@@ -33,6 +33,13 @@ class Row(NamedTuple):
     network_calls: int  # per image
     record: Mapping[str, Any]
     path: Path  # of the record
+    judged: Mapping[str, Any] | None  # the record of class agreement
+
+    @property
+    def results(self) -> list[Mapping[str, Any]]:
+        """What was measured of the samples."""
+        read = [] if self.judged is None else self.judged["results"]
+        return [*self.record["results"], *(result for result in read if result["metric"].startswith("agreement"))]
 
 
 def run(
@@ -46,10 +53,12 @@ def run(
     guide: Path | None,
     guide_step: int | None,
     classifier: Path | None,
+    judge: Path | None,
 ) -> list[Row]:
     """Scores a checkpoint under every choice, prints one table and writes it to eval/sweep_....csv.
 
-    Each choice leaves the record that `scorer.run` would leave; one that has a record already is not drawn again. The
+    Each choice leaves the records that `scorer.run` and, with a judge, `agreement.run` would leave, and its samples are
+    drawn once for both. A choice that has a record of its distance, and no judge to read it, is not drawn again. The
     table has a column for every number that records hold.
 
     Args:
@@ -61,7 +70,8 @@ def run(
         reference: what to compare with; None takes the test split of the data the run was trained on.
         guide: the workdir or file of a model to move away from in place of the null label, where there is guidance.
         guide_step: checkpoint of the guide; None takes the newest.
-        classifier: the workdir or file of a classifier of noisy images that guides, too.
+        classifier: the workdir or file of a classifier of noisy images that guides, too, where its scale is not 0.
+        judge: the workdir or file of a classifier of real images, for class agreement.
 
     Returns:
         The table's rows.
@@ -69,26 +79,35 @@ def run(
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
+    judging = judge and agreement.load_judge(
+        judge, trained, mesh, batch_size=scoring.batch_size, cache_dir=scoring.extractor.cache_dir,
+        stop_if_asked=scoring.extractor.after_chunk,
+    )  # fmt: skip
     settings = dict(trained.config.sample)
     specs = [build.sampler_spec(settings | choice, **scoring.sampling) for choice in choices]
     drawings = {  # all of them now, so that a bad one is refused before the first is scored
-        spec: drawing(trained, mesh, spec, guides._replace(guide=None) if spec.guidance == 1 else guides)
-        for spec in specs
+        spec: drawing(trained, mesh, spec, _taking_part(guides, spec)) for spec in specs
     }
-    reference = scorer.reference_of(trained.config) if reference is None else reference
-    n = str(len(scoring.ids(reference, trained.class_names)))
+    real = scorer.reference_of(trained.config) if reference is None or judging else None
+    reference = real if reference is None else reference
+    ids = scoring.ids(reference, trained.class_names)
+    n = str(len(ids))
     outputs, rows = workdirs.outputs(workdir), []
     for i, (spec, (draw, params, recipe)) in enumerate(drawings.items()):
+        log.info("%d of %d: %s", i + 1, len(drawings), spec.name)
         path = scorer.record_path(outputs, scoring, spec, recipe, reference, trained.step, trained.weights, n)
+        samples, made_by = scorer.samples_of(
+            draw, params, ids, spec=spec, recipe=recipe, step=trained.step, weights=trained.weights,
+            class_names=trained.class_names, seed=scoring.seed, batch_size=scoring.batch_size, keep=bool(judging),
+        )  # fmt: skip
         if processes.first_says(path.exists()):
             record = results.read_record(path)
         else:
-            log.info("%d of %d: %s", i + 1, len(drawings), spec.name)
-            record = scorer.score(
-                scoring, spec, draw, params, step=trained.step, weights=trained.weights,
-                class_names=trained.class_names, recipe=recipe, reference=reference, workdir=outputs,
-            )  # fmt: skip
-        rows.append(Row(spec, build.network_calls(trained.model, spec), record, path))
+            record = scorer.score_samples(scoring, samples, made_by, reference, path)
+        judged = judging and agreement.judge_samples(
+            judging, samples, made_by, spec, real, outputs, _taking_part(guides, spec)
+        )
+        rows.append(Row(spec, build.network_calls(trained.model, spec), record, path, judged))
     place = outputs / "eval" / f"sweep_step_{trained.step:07d}_{trained.weights}_{_hash(rows)}.csv"
     processes.on_first(lambda: write_atomically(place, _csv(rows).encode()))
     if processes.is_first():
@@ -99,6 +118,11 @@ def run(
         Console(width=max(Console().width, 160)).print(table(rows, title + by))
         log.info("wrote %s", place)
     return rows
+
+
+def _taking_part(guides: Guides, spec: SamplerSpec) -> Guides:
+    """Those of the guides that a sampler asks for."""
+    return Guides(guides.guide if spec.guidance != 1 else None, guides.classifier if spec.classifier_scale else None)
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
@@ -113,7 +137,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     for column in (*names, *map(escape, metrics), "network calls per image", "seconds per image"):
         made.add_column(column, overflow="fold")
     for row in rows:
-        found = {result["metric"]: result for result in row.record["results"]}
+        found = {result["metric"]: result for result in row.results}
         seconds = row.record["samples"].get("seconds_per_image")
         made.add_row(
             *(_setting(getattr(row.spec, name)) for name in names),
@@ -131,19 +155,19 @@ def _csv(rows: Sequence[Row]) -> str:
     names = [field.name for field in fields(SamplerSpec)]
     bars = [column for metric in metrics for column in (metric, f"{metric}, 1 sd")]
     writer.writerow([*names, *bars, "n", "network_calls_per_image", "seconds_per_image", "record"])
-    for spec, calls, record, path in rows:
-        found = {result["metric"]: result for result in record["results"]}
+    for row in rows:
+        found = {result["metric"]: result for result in row.results}
         numbers = [found.get(metric, {}).get(name) for metric in metrics for name in ("value", "error")]
-        samples = record["samples"]
+        samples = row.record["samples"]
         writer.writerow([
-            *(_setting(getattr(spec, name)) for name in names), *numbers,
-            samples["n"], calls, samples.get("seconds_per_image"), path.name,
+            *(_setting(getattr(row.spec, name)) for name in names), *numbers,
+            samples["n"], row.network_calls, samples.get("seconds_per_image"), row.path.name,
         ])  # fmt: skip
     return text.getvalue()
 
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(result["metric"] for row in rows for result in row.record["results"]))
+    return list(dict.fromkeys(result["metric"] for row in rows for result in row.results))
 
 
 def _hash(rows: Sequence[Row]) -> str:

@@ -19,10 +19,20 @@ from fooddiff.sample.generate import Draw, draw_batches
 class GeneratedImages:
     """Samples on access: u8[n, h, w, 3] for a slice of sample ids."""
 
-    def __init__(self, draw: Draw, params: Params, key: Key, ids: np.ndarray, batch_size: int):
-        """Keeps what the samples are a function of; see `draw_batches`."""
+    def __init__(self, draw: Draw, params: Params, key: Key, ids: np.ndarray, batch_size: int, *, keep: bool = False):
+        """Stores what the samples are a function of; see `draw_batches`.
+
+        Args:
+            draw: the compiled sampler.
+            params: what it takes.
+            key: of all samples.
+            ids: int[n, 2], (class, index).
+            batch_size: samples per call.
+            keep: samples that were drawn stay in memory, for whoever asks for the same slice again.
+        """
         self._draw, self._params, self._key, self._ids, self._batch_size = draw, params, key, ids, batch_size
         self._seconds: list[float] = []  # of every batch that was drawn
+        self._kept: dict[tuple[int, int, int], Pixels] | None = {} if keep else None
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -30,6 +40,13 @@ class GeneratedImages:
 
     def __getitem__(self, rows: slice) -> Pixels:
         """Draws some samples."""
+        if self._kept is None:
+            return self._drawn(rows)
+        if (place := rows.indices(len(self))) not in self._kept:
+            self._kept[place] = self._drawn(rows)
+        return self._kept[place]
+
+    def _drawn(self, rows: slice) -> Pixels:
         drawn = draw_batches(self._draw, self._params, self._key, self._ids[rows], self._batch_size)
         batches, begun = [], time.perf_counter()
         for batch in drawn:
