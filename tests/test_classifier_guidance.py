@@ -224,5 +224,5 @@ def test_a_sweep_reads_the_samples_that_it_scores(model, judge, guide, tmp_path,
 def test_names_without_a_classifier_are_what_they_were():
     assert "classifier_scale" not in SamplerSpec(steps=5).to_json()
     spec = SamplerSpec(steps=5, classifier_scale=2.0)
-    assert SamplerSpec(**spec.to_json()) == spec
+    assert SamplerSpec.from_json(spec.to_json()) == spec
     assert ConfigDict(spec.to_json()).classifier_scale == 2.0

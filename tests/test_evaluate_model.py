@@ -70,7 +70,7 @@ def test_an_earlier_checkpoint_guides_and_the_record_says_so(workspace, capsys):
     guide = record["samples"]["made_by"]["recipe"]["guide"]
     assert (guide["step"], guide["weights"], len(guide["weights_sha256"])) == (2, "ema_0.995", 64)
     assert {d.conditions.sampler for d in read_run(run, "run").distances if "guidance2" in d.path.name} == {
-        f"ancestral-all_guidance2 by step 2 ema_0.995 ({guide['weights_sha256'][:8]})"
+        f"ancestral, all steps, guidance 2, by step 2 ema_0.995 ({guide['weights_sha256'][:8]})"
     }
     for flags, message in [
         (("--guide_step=2",), "--guide_step is 2, but no --guide is given"),

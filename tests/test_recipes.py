@@ -170,8 +170,8 @@ def test_a_spec_has_a_name_that_tells_it_apart():
     assert SamplerSpec().name == "ancestral-all"
     spec = SamplerSpec(sampler="heun", steps=20, guidance=3.0, interval=(-4.0, 4.0))
     assert spec.name == "heun-20_guidance3_interval-4to4"
-    assert SamplerSpec(**spec.to_json()) == spec
-    assert json.loads(json.dumps(spec.to_json()))["guidance"] == 3.0
+    assert spec.title == "heun, 20 steps, guidance 3, interval -4 to 4"
+    assert SamplerSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 @pytest.fixture(scope="module")

@@ -226,10 +226,10 @@ def read_agreements(path: Path) -> list[Agreement]:
 
 def _sampler(made_by: Mapping[str, Any]) -> str:
     """How samples were drawn, and by what they were guided."""
-    name, guide = SamplerSpec(**made_by["sampling"]).name, made_by.get("recipe", {}).get("guide")
+    title, guide = SamplerSpec.from_json(made_by["sampling"]).title, made_by.get("recipe", {}).get("guide")
     if guide is None:
-        return name
-    return f"{name} by step {guide['step']} {guide['weights']} ({guide['weights_sha256'][:8]})"
+        return title
+    return f"{title}, by step {guide['step']} {guide['weights']} ({guide['weights_sha256'][:8]})"
 
 
 def read_floors(path: Path) -> list[Floor]:

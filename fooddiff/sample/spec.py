@@ -1,5 +1,6 @@
 """How images are drawn, as one value: the same in a config, in flags, in records and on the report's page."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,15 +18,30 @@ class SamplerSpec:
     rescale: float = 0.0  # share of the guided x_0's deviation that is brought back, from 0 to 1
     classifier_scale: float = 0.0  # of the gradient of a classifier; 0 is none
 
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> "SamplerSpec":
+        """Reads what `to_json` gave, from a file: JSON has lists for tuples."""
+        interval = settings.get("interval")
+        return cls(**{**settings, "interval": interval and tuple(interval)})
+
     @property
     def name(self) -> str:
         """A short name for files: the sampler, its steps and whatever is not as usual."""
-        changed = [
-            f"{field.name}{_text(value)}"
+        changed = [f"{name}{_text(value, 'to')}" for name, value in self._changed()]
+        return "_".join([f"{self.sampler}-{'all' if self.steps is None else self.steps}", *changed])
+
+    @property
+    def title(self) -> str:
+        """The same for a reader."""
+        changed = [f"{name.replace('_', ' ')} {_text(value, ' to ')}" for name, value in self._changed()]
+        return ", ".join([self.sampler, f"{'all' if self.steps is None else self.steps} steps", *changed])
+
+    def _changed(self) -> list[tuple[str, Any]]:
+        return [
+            (field.name, value)
             for field in fields(self)
             if field.name not in ("sampler", "steps") and (value := getattr(self, field.name)) != field.default
         ]
-        return "_".join([f"{self.sampler}-{'all' if self.steps is None else self.steps}", *changed])
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON types; without a classifier as they were before there was one, for names hold it."""
@@ -35,7 +51,7 @@ class SamplerSpec:
         return settings
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, to: str) -> str:
     if isinstance(value, tuple):
-        return "to".join(map(_text, value))
+        return to.join(f"{number:g}" for number in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
