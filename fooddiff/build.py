@@ -686,14 +686,12 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     check_positive("log.every_steps", config.log.every_steps)
     if train.keep_checkpoints is not None:
         check_positive("train.keep_checkpoints", train.keep_checkpoints)
-    check_type("train.keep_best", train.keep_best, int)
     if train.keep_best < 0 or (train.keep_best and train.keep_checkpoints is None):
         raise ConfigError(
             f"config.train.keep_best is {train.keep_best}, expected 0, or a positive number together with "
             f"config.train.keep_checkpoints (None keeps all)"
         )
     check_ema_rates(ema.rates)
-    check_type("ema.warmup", ema.warmup, bool)
     share = mesh.size * train.accumulate
     if train.batch_size % share:
         raise ConfigError(

@@ -72,7 +72,6 @@ def _reconstruct(
         log.info("step %d, %s: %s", step, name, ", ".join(f"{what} {number:.4g}" for what, number in numbers.items()))
         if processes.is_first():
             path = around.workdir / "samples" / f"step_{step:07d}_{name}_reconstructions.png"
-            path.parent.mkdir(exist_ok=True)
             labels = [heldout.class_names[y] for y in heldout.labels[rows]]
             write_atomically(path, png_bytes(pairs_grid(real, ours, labels)))
             around.recorder.picture(step, f"reconstructions/{name}", path)

@@ -161,7 +161,6 @@ def _draw_grids(
             images = np.concatenate(list(drawn))
             if processes.is_first():
                 grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
-                path.parent.mkdir(exist_ok=True)
                 write_atomically(path, png_bytes(grid))
                 recorder.picture(step, f"samples/{name}", path)
         if processes.is_first():  # from the file: a run that was killed may have left it without its record
@@ -186,7 +185,6 @@ def _draw_one_steps(
     stored = around.examples.take(rows, np.zeros(len(rows), bool))
     shown = np.asarray(one_step(around.codec | params, jax.random.key(GRID_SEED), stored, labels))
     if processes.is_first():
-        path.parent.mkdir(exist_ok=True)
         write_atomically(path, png_bytes(class_grid(shown, captions)))
         around.recorder.picture(step, f"samples/{name}_one_step", path)
 

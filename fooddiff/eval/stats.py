@@ -6,13 +6,13 @@ Owns the float64 arithmetic on the host and the `mu, sigma` npz format. Knows ne
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fooddiff.arrays import Array, Float, Pixels
+from fooddiff.arrays import Array, Float
 from fooddiff.files.atomic import atomic_path
 from fooddiff.files.npz import read_npz
 
@@ -108,25 +108,9 @@ def grouped_sums(batches: Iterable[Float[Array, "n d"]]) -> tuple[Sums, ...]:
     return tuple(groups[key] for key in sorted(groups))
 
 
-def total(groups: Sequence[Sums]) -> Sums:
-    """Sums of the union of disjoint groups."""
-    return functools.reduce(merge, groups)
-
-
-def feature_stats(batches: Iterable[Pixels], features: Callable[[Pixels], Float[Array, "n d"]]) -> Stats:
-    """Statistics of the features of a stream of images; memory does not grow with the number of images.
-
-    Args:
-        batches: u8[n, h, w, c] arrays; n may vary.
-        features: images -> f32[n, d].
-
-    Returns:
-        The statistics.
-
-    Raises:
-        ValueError: fewer than two images.
-    """
-    return finish(functools.reduce(merge, (sums_of(features(batch)) for batch in batches), Sums(0, 0.0, 0.0)))
+def total(parts: Iterable[Sums]) -> Sums:
+    """Sums of the union of disjoint sets, at least one."""
+    return functools.reduce(merge, parts)
 
 
 def write_stats(path: str | os.PathLike, stats: Stats, provenance: dict) -> None:
