@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import build
 from fooddiff.arrays import Params
+from fooddiff.files.safetensors_file import read_tensors
 from fooddiff.model.diffusers import HEADS_CLASS, from_diffusers, to_diffusers, unet_config
 from fooddiff.runs.load import TrainedModel
 from fooddiff.runs.workdir import write_json
@@ -98,11 +99,7 @@ def read_folder(folder: Path, config: ConfigDict, like: Params) -> Params:
         raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
     if differing:
         raise ValueError(f"the network in {folder} is not that of the config: {'; '.join(differing)}")
-    try:
-        state_dict = safetensors.numpy.load_file(folder / WEIGHTS)
-    except Exception as error:  # safetensors raises many types on hostile bytes
-        raise ValueError(f"{folder / WEIGHTS} cannot be read as a safetensors file: {error}") from error
-    return from_diffusers(state_dict, like, config.model)
+    return from_diffusers(read_tensors(folder / WEIGHTS), like, config.model)
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
