@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fooddiff import processes
-from fooddiff.files.atomic import atomic_path, write_atomically
+from fooddiff.files.atomic import write_atomically
+from fooddiff.files.npz import write_npz
 
 Chunk: TypeAlias = dict[str, np.ndarray]
 """Arrays by name, with one row for every item of the chunk."""
@@ -51,8 +52,7 @@ def stored_chunks(
             continue
         chunk = compute(rows)
         if processes.is_first():
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **chunk)
+            write_npz(path, chunk)
         after_chunk()
         yield chunk
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fooddiff.arrays import Array, Float
-from fooddiff.files.atomic import atomic_path
-from fooddiff.files.npz import read_npz
+from fooddiff.files.npz import read_npz, write_npz
 
 
 class Stats(NamedTuple):
@@ -121,14 +120,8 @@ def write_stats(path: str | os.PathLike, stats: Stats, provenance: dict) -> None
         stats: with a known n.
         provenance: JSON-able; what was measured with what. Readers of `mu, sigma` ignore it.
     """
-    with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            mu=stats.mean,
-            sigma=stats.cov,
-            n=np.int64(stats.n),
-            provenance=np.array(json.dumps(provenance, sort_keys=True)),
-        )
+    text = np.array(json.dumps(provenance, sort_keys=True))
+    write_npz(Path(path), {"mu": stats.mean, "sigma": stats.cov, "n": np.int64(stats.n), "provenance": text})
 
 
 def read_stats(path: str | os.PathLike, *, spatial: bool = False) -> tuple[Stats, dict | None]:
