@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Float, Image, Key, Scalar
-from fooddiff.model.unet import check_counts
+from fooddiff.settings import check_counts
 
 NORM_EPSILON = 1e-5
 SLOPE = 0.2  # of the leaky ReLU
