@@ -50,7 +50,10 @@ def write_folder(folder: Path, params: Mapping[str, np.ndarray], trained: Traine
         ValueError: diffusers cannot compute what this model does; names the field.
     """
     config = trained.config
-    unet, scheduler = unet_of(config), scheduler_of(config)
+    try:
+        unet, scheduler = unet_of(config), scheduler_of(config)
+    except ValueError as error:
+        raise ValueError(f"{error}. Export it with --format=stablehlo, or to a .safetensors file") from error
     own_class = unet["_class_name"] == HEADS_CLASS
     names = None if trained.model.num_classes is None else dict(enumerate(trained.class_names))
     diffusion = config.diffusion
@@ -92,9 +95,9 @@ def read_folder(folder: Path, config: ConfigDict, like: Params) -> Params:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: expected the folder of a UNet2DModel")
+    ours = unet_of(config)
     try:
-        theirs = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        differing = _differences(theirs, unet_of(config))
+        differing = _differences(json.loads((folder / CONFIG).read_text(encoding="utf-8")), ours)
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
     if differing:
@@ -160,7 +163,4 @@ def _check(config: ConfigDict) -> None:
     ):
         if value not in known:
             expected = " or ".join(map(repr, known)) if known != (False,) else "none"
-            raise ValueError(
-                f"config.{field} is {value!r}, for which diffusers has no class: expected {expected}. Export it with "
-                f"--format=stablehlo, or to a .safetensors file"
-            )
+            raise ValueError(f"config.{field} is {value!r}, for which diffusers has no class: expected {expected}")
