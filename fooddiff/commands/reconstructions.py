@@ -5,10 +5,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params, Pixels
 from fooddiff.commands import scorer
-from fooddiff.commands.pairs import in_batches, score_pairs
+from fooddiff.commands.pairs import score_pairs
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.reconstruction import check_size
 from fooddiff.runs.load import load_trained
@@ -59,9 +61,10 @@ def run(
             "recipe": build.recipe(trained.config),
         },
     }
+    made = parallel.in_batches(reconstruct, real, batch_size=parallel.divisible(batch_size, mesh))
     return score_pairs(
         measures,
-        in_batches(reconstruct, real, batch_size + -batch_size % mesh.size),
+        np.concatenate(list(made)),
         images,
         kind="reconstructions",
         name=f"reconstructions, step {trained.step:,} {trained.weights}",
