@@ -13,6 +13,7 @@ from fooddiff.commands import scorer
 from fooddiff.commands.pairs import score_pairs
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.reconstruction import check_size
+from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.load import load_trained
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def run(
         batch_size: images per call of the compiled network, rounded up to the number of devices.
 
     Returns:
-        The record, which lies in `eval/` of the workdir, or beside the file.
+        The record, which lies in `eval/` of `workdir.outputs`.
 
     Raises:
         FileNotFoundError: no such workdir, file or checkpoint.
@@ -69,6 +70,6 @@ def run(
         kind="reconstructions",
         name=f"reconstructions, step {trained.step:,} {trained.weights}",
         made_by=made_by,
-        folder=(workdir if workdir.is_dir() else workdir.parent) / "eval",
+        folder=workdirs.outputs(workdir) / "eval",
         stem=f"reconstructions_step_{trained.step:07d}_{trained.weights}",
     )

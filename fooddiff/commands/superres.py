@@ -88,7 +88,7 @@ def run(
         stop_if_asked: called after every batch; ends the command by what it raises. Nothing is kept then.
 
     Returns:
-        The records of the model and of bicubic interpolation, which lie in `eval/` of the workdir, or beside the file.
+        The records of the model and of bicubic interpolation, which lie in `eval/` of `workdir.outputs`.
 
     Raises:
         FileNotFoundError: no such workdir, file or checkpoint.
