@@ -394,7 +394,7 @@ def _autoencoder(section: str, settings: Mapping[str, Any], size: int) -> Autoen
     module = choose(f"{section}.network", name, AUTOENCODERS)
     given = {"dtype": choose(f"{section}.dtype", settings.pop("dtype", "float32"), DTYPES)}
     if name == "ldm":
-        given["image_size"] = size
+        given |= {"image_size": size, "in_channels": IMAGE_CHANNELS, "out_channels": IMAGE_CHANNELS}
     network = construct(_network_maker(module), section, settings, given=given)
     kind = "none" if name != "ldm" else "kl" if settings.get("num_codes") is None else "vq"
     encoder, decoder = (partial(network.apply, method=method) for method in (module.encode, module.decode))
