@@ -12,6 +12,7 @@ from fooddiff import build, parallel
 from fooddiff.runs.load import TrainedModel, check_draws, class_ids, load_trained, make_guide
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
+from fooddiff.settings import check_counts
 
 __all__ = ["Model", "load"]
 
@@ -69,9 +70,7 @@ class Model:
         Raises:
             ValueError: an unknown class or sampler, a number out of range, or a guide of other images or classes.
         """
-        for name, value in (("per_class", per_class), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
+        check_counts(per_class=per_class, batch_size=batch_size)
         changes = dict(
             sampler=sampler, steps=steps, spacing=spacing, eta=eta,
             guidance=guidance, interval=interval, rescale=rescale,
@@ -82,8 +81,7 @@ class Model:
         if kind not in self._compiled:
             self._compiled[kind] = build.make_sampler(self.trained.model, self.mesh, spec, guide=by and by.model)
         ids = sample_ids(class_ids(self.class_names, tuple(classes) or self.class_names), per_class)
-        batch_size = min(batch_size, len(ids))
-        batch_size += -batch_size % self.mesh.size
+        batch_size = parallel.divisible(min(batch_size, len(ids)), self.mesh)
         params = self.trained.params if by is None else build.GuidedParams(self.trained.params, by.params, None)
         return np.concatenate(list(draw_batches(self._compiled[kind], params, jax.random.key(seed), ids, batch_size)))
 

@@ -1,4 +1,8 @@
-"""Composition root: config sections to objects. The only module that sees a ConfigDict or a string from one."""
+"""Composition root: config sections to objects. The only module that sees a ConfigDict or a string from one.
+
+First the tables of names and the fields of a config. Then, in this order, the makers of diffusion models, autoencoders
+and codecs, classifiers, samplers, optimizers, of a training of any of these, and of data sets.
+"""
 
 import inspect
 import json
@@ -149,6 +153,21 @@ CLASSIFIER_SECTIONS = {
 }  # fmt: skip
 
 
+def _network_maker(module: type) -> Callable[..., Network]:
+    """`make_network` of a module, with the parameters of its constructor: the only list of them."""
+
+    def make(**arguments: Any) -> Network:
+        return make_network(module, **{name: _tuples(value) for name, value in arguments.items()})
+
+    parameters = inspect.signature(module.__init__).parameters.values()
+    make.__signature__ = inspect.Signature([p for p in parameters if p.name not in ("self", "rngs")])
+    return make
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class DiffusionModel(NamedTuple):
     """A network together with what its output means and the levels at which it is used."""
 
@@ -234,43 +253,6 @@ def _low_res(*, size: int, max_noise: float, noise: float, image_size: int) -> L
             f"to sample at a level that it was trained at"
         )
     return LowRes(size, max_noise, noise)
-
-
-def make_codec(config) -> Codec:
-    """Builds what stands between images and what is diffused: config.codec, or nothing if that is absent."""
-    size = config.data.image_size
-    check_positive("data.image_size", size)
-    if "codec" not in config:
-        return codec.pixels(size)
-    check_known("codec", config.codec, ("path", "model"))
-    check_type("codec.path", config.codec.get("path"), str | None)
-    autoencoder = make_codec_model(config)
-    return codec.latents(autoencoder.decode, autoencoder.latent_shape, abstract_params(autoencoder.network))
-
-
-def codec_tensors(config) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """What a model has among its parameters besides the network's: the tensors of config.codec, by name."""
-    return make_codec(config).tensors
-
-
-def make_codec_model(config) -> "AutoencoderModel":
-    """Builds the autoencoder of config.codec.model, which that of config.codec.path must be."""
-    return _autoencoder("codec.model", config.codec.get("model", {}), config.data.image_size)
-
-
-def _network_maker(module: type) -> Callable[..., Network]:
-    """`make_network` of a module, with the parameters of its constructor: the only list of them."""
-
-    def make(**arguments: Any) -> Network:
-        return make_network(module, **{name: _tuples(value) for name, value in arguments.items()})
-
-    parameters = inspect.signature(module.__init__).parameters.values()
-    make.__signature__ = inspect.Signature([p for p in parameters if p.name not in ("self", "rngs")])
-    return make
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def knows_null_label(network: Network, num_classes: int | None) -> bool:
@@ -378,53 +360,6 @@ def _continuous_objective(config, model: DiffusionModel, settings: dict[str, Any
     return times, partial(losses.weighted_loss, weight), ("x0_mse",)
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
-    """Builds the optimizer of config.optimizer with its learning rate."""
-    settings = dict(config.optimizer)
-    function = choose("optimizer.name", settings.pop("name", "adam"), OPTIMIZERS)
-    shared = {name: settings.pop(name) for name in tuple(settings) if name in LEARNING_RATE_FIELDS}
-    learning_rate, clip = construct(_learning_rate, "optimizer", shared, given={"total_steps": config.train.steps})
-    check_fields(function, "optimizer", settings, given=dict.fromkeys(shared))
-    for name in ("b1", "b2"):
-        if not 0 <= settings[name] < 1:
-            raise ConfigError(f"config.optimizer.{name} is {settings[name]}, expected a number in [0, 1)")
-    return optax.chain(clip, function(learning_rate, **settings))
-
-
-def _learning_rate(
-    *,
-    lr: float,
-    warmup_steps: int,
-    clip_norm: float | None,
-    total_steps: int,
-    anneal_steps: int | None = None,
-    cooldown_steps: int | None = None,
-    inverse_sqrt_after: int | None = None,
-):
-    if lr <= 0:
-        raise ConfigError(f"config.optimizer.lr is {lr}, expected a positive learning rate")
-    if warmup_steps < 0:
-        raise ConfigError(f"config.optimizer.warmup_steps is {warmup_steps}, expected 0 or more")
-    if clip_norm is not None and clip_norm <= 0:
-        raise ConfigError(f"config.optimizer.clip_norm is {clip_norm}, expected a positive norm or None")
-    shapes = {
-        "anneal_steps": (anneal_steps, lambda end: optimizer.linear_to_zero(0, end)),
-        "cooldown_steps": (cooldown_steps, lambda n: optimizer.linear_to_zero(total_steps - n, total_steps)),
-        "inverse_sqrt_after": (inverse_sqrt_after, optimizer.inverse_sqrt),
-    }
-    shapes = {name: (value, make) for name, (value, make) in shapes.items() if value is not None}
-    for name, (value, _) in shapes.items():
-        check_positive(f"optimizer.{name}", value)
-    if len(shapes) > 1:
-        raise ConfigError(f"config.optimizer sets {' and '.join(shapes)}: expected one of them at the most")
-    shape = next((make(value) for value, make in shapes.values()), optimizer.constant)
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optimizer.warmed_up(lr, warmup_steps, shape), clip
-
-
-LEARNING_RATE_FIELDS = tuple(inspect.signature(_learning_rate).parameters)
-
-
 class AutoencoderModel(NamedTuple):
     """A network with two halves, and what its latents are."""
 
@@ -459,7 +394,7 @@ def _autoencoder(section: str, settings: Mapping[str, Any], size: int) -> Autoen
     module = choose(f"{section}.network", name, AUTOENCODERS)
     given = {"dtype": choose(f"{section}.dtype", settings.pop("dtype", "float32"), DTYPES)}
     if name == "ldm":
-        given["image_size"] = size
+        given |= {"image_size": size, "in_channels": IMAGE_CHANNELS, "out_channels": IMAGE_CHANNELS}
     network = construct(_network_maker(module), section, settings, given=given)
     kind = "none" if name != "ldm" else "kl" if settings.get("num_codes") is None else "vq"
     encoder, decoder = (partial(network.apply, method=method) for method in (module.encode, module.decode))
@@ -546,6 +481,51 @@ def _check_weight(section: str, settings: Mapping[str, Any]) -> None:
         )
 
 
+def make_reconstruct(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callable[[Params, Pixels], Pixels]:
+    """Compiles an autoencoder's way there and back, u8[n, h, w, 3] to the same, spread over the devices of a mesh."""
+    batch = parallel.over_data(mesh)
+
+    @partial(jit, out_shardings=parallel.replicated(mesh))  # every process gets every image
+    def reconstruct(params, pixels):
+        pixels = jax.lax.with_sharding_constraint(pixels, batch)
+        return codec.to_uint8(model.decode(params, model.encode(params, codec.to_signed(pixels))))
+
+    return reconstruct
+
+
+def make_encode(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callable[[Params, Pixels], Image]:
+    """Compiles an autoencoder's first half, u8[n, h, w, 3] to latents, spread over the devices of a mesh."""
+    batch = parallel.over_data(mesh)
+
+    @partial(jit, out_shardings=parallel.replicated(mesh))  # every process gets all latents
+    def encode(params, pixels):
+        return model.encode(params, codec.to_signed(jax.lax.with_sharding_constraint(pixels, batch)))
+
+    return encode
+
+
+def make_codec(config) -> Codec:
+    """Builds what stands between images and what is diffused: config.codec, or nothing if that is absent."""
+    size = config.data.image_size
+    check_positive("data.image_size", size)
+    if "codec" not in config:
+        return codec.pixels(size)
+    check_known("codec", config.codec, ("path", "model"))
+    check_type("codec.path", config.codec.get("path"), str | None)
+    autoencoder = make_codec_model(config)
+    return codec.latents(autoencoder.decode, autoencoder.latent_shape, abstract_params(autoencoder.network))
+
+
+def codec_tensors(config) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """What a model has among its parameters besides the network's: the tensors of config.codec, by name."""
+    return make_codec(config).tensors
+
+
+def make_codec_model(config) -> AutoencoderModel:
+    """Builds the autoencoder of config.codec.model, which that of config.codec.path must be."""
+    return _autoencoder("codec.model", config.codec.get("model", {}), config.data.image_size)
+
+
 class ClassifierModel(NamedTuple):
     """A network that says log p(y | x_t), and the noise of the images that it knows."""
 
@@ -617,228 +597,10 @@ def heldout_task(model: ClassifierModel) -> Task:
     return _make_classifier_task(crop=0, model=model, dropout=False)
 
 
-class TaskMaker(NamedTuple):
-    """What is trained: from a config to a model, and to the task that trains it.
-
-    A model is any value with the fields `network` and `num_classes`, which is None where classes play no part.
-    """
-
-    model: Callable[[Any], Any]  # config -> model
-    task: Callable[[Any, Any], Task]  # (config, model) -> task
-    sections: Mapping[str, Mapping[str, Any] | None]  # of the config, besides SECTIONS and as there
-
-
-TASKS = {
-    "diffusion": TaskMaker(make_diffusion_model, _diffusion_task, DIFFUSION_SECTIONS),
-    "autoencoder": TaskMaker(make_autoencoder_model, _autoencoder_task, AUTOENCODER_SECTIONS),
-    "classifier": TaskMaker(make_classifier_model, _classifier_task, CLASSIFIER_SECTIONS),
-}
-
-
-def task_of(config) -> str:
-    """The name of what a config trains; configs that do not say it are older than the choice."""
-    return config.get("task", "diffusion")
-
-
-def make_model(config) -> Any:
-    """Builds the model of a config's task; see `TaskMaker`."""
-    return choose("task", task_of(config), TASKS).model(config)
-
-
-class Training(NamedTuple):
-    """A model with the functions that train it, none of them compiled yet."""
-
-    model: Any  # of the task, see `TaskMaker`
-    init: Callable[[Key], TrainState]
-    step: StepFn
-    diagnose: Callable[[TrainState, Batch, Key], Mapping[str, Any]]  # see `make_diagnosis`
-    abstract_state: TrainState  # shapes, dtypes and shardings
-    state_sharding: TrainState  # the shardings alone
-    replicated: jax.sharding.NamedSharding  # of keys, and of what a user looks at
-    over_data: jax.sharding.NamedSharding  # of a batch
-
-
-def check_config(config) -> None:
-    """Refuses unknown fields, and values of other types, wherever nothing else would notice them before the end.
-
-    Raises:
-        ConfigError: names the field and what is right.
-    """
-    sections = SECTIONS | choose("task", task_of(config), TASKS).sections
-    check_known("", config, ("task", "seed", "init_from", *sections))
-    for section, types in sections.items():
-        if types is None:
-            continue
-        check_known(section, config[section], types)
-        for name, value in config[section].items():
-            check_type(f"{section}.{name}", value, types[name])
-
-
-def make_training(config, mesh: jax.sharding.Mesh) -> Training:
-    """Builds everything that a train step needs but the data."""
-    check_config(config)
-    train, ema = config.train, config.ema
-    check_type("seed", config.seed, int)
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"config.seed is {config.seed}, expected a number in [0, 2^32)")
-    for field in ("steps", "batch_size", "accumulate", "checkpoint_every", "max_skipped"):
-        check_positive(f"train.{field}", train[field])
-    check_positive("log.every_steps", config.log.every_steps)
-    if train.keep_checkpoints is not None:
-        check_positive("train.keep_checkpoints", train.keep_checkpoints)
-    check_type("train.keep_best", train.keep_best, int)
-    if train.keep_best < 0 or (train.keep_best and train.keep_checkpoints is None):
-        raise ConfigError(
-            f"config.train.keep_best is {train.keep_best}, expected 0, or a positive number together with "
-            f"config.train.keep_checkpoints (None keeps all)"
-        )
-    check_ema_rates(ema.rates)
-    check_type("ema.warmup", ema.warmup, bool)
-    share = mesh.size * train.accumulate
-    if train.batch_size % share:
-        raise ConfigError(
-            f"config.train.batch_size {train.batch_size} cannot be divided among {mesh.size} devices times "
-            f"{train.accumulate} microbatches: expected a multiple of {share}"
-        )
-    maker = TASKS[task_of(config)]
-    model = maker.model(config)
-    replicated, optimizer = parallel.replicated(mesh), make_optimizer(config)
-    task = maker.task(config, model)
-    task = task._replace(loss=parallel.gathering(task.loss, replicated))
-    averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=power_lengths(ema))
-
-    def init(key: Key) -> TrainState:
-        return init_state(key, task, optimizer, averages)
-
-    abstract_state = jax.eval_shape(init, jax.random.key(0))
-    state_sharding = parallel.shard(abstract_state, mesh, choose("train.shard", train.shard, SHARDED))
-    return Training(
-        model,
-        init,
-        make_train_step(task, optimizer, averages, accumulate=train.accumulate),
-        make_diagnosis(task, accumulate=train.accumulate),
-        jax.tree.map(parallel.with_sharding, abstract_state, state_sharding),
-        state_sharding,
-        replicated,
-        parallel.over_data(mesh),
-    )
-
-
-def recipe(config) -> dict[str, Any]:
-    """What a model computes from its weights, as JSON types: the network, the process and how its output is read."""
-    sections = {name: config[name].to_dict() for name in ("model", "diffusion", "low_res") if name in config}
-    sections["model"].pop("remat", None)  # which changes what is kept in memory alone
-    if "codec" in config:
-        sections["codec"] = config.codec.model.to_dict()
-    return json.loads(json.dumps(sections | {"image_size": config.data.image_size}))
-
-
-def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Batch, Key]:
-    """Shapes, dtypes and shardings of a step's arguments, to compile it without data or a model in memory."""
-    n = config.train.batch_size
-    stored = make_codec(config).stored
-    pixels = jax.ShapeDtypeStruct((n, *stored.shape), stored.dtype)
-    batch = parallel.with_sharding(Batch(pixels, {"y": jax.ShapeDtypeStruct((n,), jnp.int32)}), training.over_data)
-    key = parallel.with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
-    return training.abstract_state, batch, key
-
-
-def first_state(
-    training: Training, key: Key, weights: Params, carried: Mapping[str, Params] = MappingProxyType({})
-) -> TrainState:  # fmt: skip
-    """Makes the state before the first step, on the devices.
-
-    Args:
-        training: from `make_training`.
-        key: the run's root key.
-        weights: parameters to start from, by name; those that are not among them start at random.
-        carried: of what the task carries, the networks that are not to start at random, by name.
-
-    Returns:
-        The state. Every average equals the parameters, and every leaf has a buffer of its own.
-    """
-
-    def init(key: Key, weights: Params, carried: Mapping[str, Params]) -> TrainState:
-        state = training.init(key)
-        params = state.params | jax.tree.map(jnp.copy, weights)
-        if carried:
-            state = replace(state, carried=state.carried | jax.tree.map(jnp.copy, carried))
-        return replace(state, params=params, ema={rate: jax.tree.map(jnp.copy, params) for rate in state.ema})
-
-    return jit(init, out_shardings=training.state_sharding)(key, weights, dict(carried))
-
-
-def make_reconstruct(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callable[[Params, Pixels], Pixels]:
-    """Compiles an autoencoder's way there and back, u8[n, h, w, 3] to the same, spread over the devices of a mesh."""
-    batch = parallel.over_data(mesh)
-
-    @partial(jit, out_shardings=parallel.replicated(mesh))  # every process gets every image
-    def reconstruct(params, pixels):
-        pixels = jax.lax.with_sharding_constraint(pixels, batch)
-        return codec.to_uint8(model.decode(params, model.encode(params, codec.to_signed(pixels))))
-
-    return reconstruct
-
-
-def make_encode(model: AutoencoderModel, mesh: jax.sharding.Mesh) -> Callable[[Params, Pixels], Image]:
-    """Compiles an autoencoder's first half, u8[n, h, w, 3] to latents, spread over the devices of a mesh."""
-    batch = parallel.over_data(mesh)
-
-    @partial(jit, out_shardings=parallel.replicated(mesh))  # every process gets all latents
-    def encode(params, pixels):
-        return model.encode(params, codec.to_signed(jax.lax.with_sharding_constraint(pixels, batch)))
-
-    return encode
-
-
-def make_data_source(config) -> sources.Source:
-    """Opens config.data.source."""
-    check_type("data.path", config.data.path, str | None)
-    return choose("data.source", config.data.source, SOURCES)(config.data.path)
-
-
-def make_dataset(config, split: str) -> Dataset:
-    """Opens, and if need be builds, the cached pixels of a split ("train" or "test")."""
-    data = config.data
-    check_positive("data.image_size", data.image_size)
-    check_type("data.cache_dir", data.cache_dir, str)
-    check_type("data.max_unreadable", data.max_unreadable, int)
-    dataset = load_dataset(
-        make_data_source(config),
-        split,
-        image_size=data.image_size,
-        cache_dir=data.cache_dir,
-        max_unreadable=data.max_unreadable,
-    )
-    if config.model.get("num_classes") not in (None, len(dataset.class_names)):
-        raise ConfigError(
-            f"config.model.num_classes is {config.model.num_classes}, but {data.source} has "
-            f"{len(dataset.class_names)} classes"
-        )
-    return dataset
-
-
-def make_heldout(config, class_names: tuple[str, ...]) -> Dataset:
-    """Opens the test split that a classifier is tested on: of config.eval.source or, if that is None, of config.data.
-
-    Labels are those of the given class names, whatever the order of the other source.
-
-    Raises:
-        ConfigError: that source has other classes.
-    """
-    settings = config.copy_and_resolve_references()
-    if config.eval.source is not None:
-        settings.data.update({"source": config.eval.source, "path": config.eval.path})
-    dataset = make_dataset(settings, "test")
-    if dataset.class_names == class_names:
-        return dataset
-    if set(dataset.class_names) != set(class_names):
-        raise ConfigError(
-            f"config.eval.source {settings.data.source!r} has other classes than config.data.source: "
-            f"{', '.join(sorted(set(dataset.class_names) ^ set(class_names))[:5])}, ... are not in both"
-        )
-    order = np.array([class_names.index(name) for name in dataset.class_names], np.int32)
-    return replace(dataset, labels=order[dataset.labels], class_names=class_names)
+def clean_logits(model: ClassifierModel, params: Params, x_0: Image) -> Array:
+    """What a classifier says of images without noise: a noisy one takes them as the least noisy ones that it knows."""
+    level = jax.tree.map(lambda number: jnp.full((len(x_0),), number), clean_level())
+    return model.network.apply(params, x_0, model.network_time(level))
 
 
 def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
@@ -940,12 +702,6 @@ def _bound_sampler(
     return sampler_of
 
 
-def clean_logits(model: ClassifierModel, params: Params, x_0: Image) -> Array:
-    """What a classifier says of images without noise: a noisy one takes them as the least noisy ones that it knows."""
-    level = jax.tree.map(lambda number: jnp.full((len(x_0),), number), clean_level())
-    return model.network.apply(params, x_0, model.network_time(level))
-
-
 def _classifier_log_prob(model: ClassifierModel, params: Params) -> guidance.LogProb:
     """A classifier as guidance asks it: at a level of noise of whatever process, which it is fed as its own time."""
 
@@ -953,39 +709,6 @@ def _classifier_log_prob(model: ClassifierModel, params: Params) -> guidance.Log
         return classification.log_prob(model.network.apply(params, x_t, model.network_time(level)), cond["y"])
 
     return log_prob
-
-
-def make_one_step(model: DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[OneStep, list[str]]:
-    """Builds the compiled prediction of x_0 at the levels nearest to `one_step.LOG_SNRS`, and their captions."""
-    if model.process is None:
-        levels = continuous.level_of(jnp.array(one_step.LOG_SNRS))
-    else:
-        distances = np.abs(np.asarray(model.process.log_snr)[:, None] - one_step.LOG_SNRS)
-        levels = discrete.level_at(model.process, jnp.asarray(distances.argmin(axis=0)))
-    made = one_step.make_one_step(
-        lambda params: denoiser.clipped(_denoiser(model, params)) if model.codec.bounded else _denoiser(model, params),
-        levels,
-        model.codec,
-        cond=model.cond,
-        mesh=mesh,
-    )
-    return made, one_step.captions(levels)
-
-
-def network_calls(model: DiffusionModel, spec: SamplerSpec) -> int:
-    """How often networks are called for one image, guides included: counted in a run of the sampler without any."""
-    calls = []
-
-    def counted(x_t, level, cond):
-        jax.debug.callback(lambda: calls.append(1))
-        return Prediction(x_t, x_t, None)
-
-    pixel = jnp.zeros((1, 1, 1, 1))
-    sampler, steps = _sampler(model, spec), model.steps(spec)
-    denoise = _guided(model, spec, counted, counted, spec.guidance)
-    jit(lambda x_T: sampler(denoise, steps, samplers.begin(x_T), lambda _: pixel, {}))(pixel)
-    jax.effects_barrier()
-    return len(calls)
 
 
 def _sampler(model: DiffusionModel, spec: SamplerSpec) -> samplers.Sampler:
@@ -1041,6 +764,143 @@ def _guided(
     return guidance.guided(denoise, guide, scale=scale, interval=spec.interval, rescale=spec.rescale)
 
 
+def network_calls(model: DiffusionModel, spec: SamplerSpec) -> int:
+    """How often networks are called for one image, guides included: counted in a run of the sampler without any."""
+    calls = []
+
+    def counted(x_t, level, cond):
+        jax.debug.callback(lambda: calls.append(1))
+        return Prediction(x_t, x_t, None)
+
+    pixel = jnp.zeros((1, 1, 1, 1))
+    sampler, steps = _sampler(model, spec), model.steps(spec)
+    denoise = _guided(model, spec, counted, counted, spec.guidance)
+    jit(lambda x_T: sampler(denoise, steps, samplers.begin(x_T), lambda _: pixel, {}))(pixel)
+    jax.effects_barrier()
+    return len(calls)
+
+
+def make_one_step(model: DiffusionModel, mesh: jax.sharding.Mesh) -> tuple[OneStep, list[str]]:
+    """Builds the compiled prediction of x_0 at the levels nearest to `one_step.LOG_SNRS`, and their captions."""
+    if model.process is None:
+        levels = continuous.level_of(jnp.array(one_step.LOG_SNRS))
+    else:
+        distances = np.abs(np.asarray(model.process.log_snr)[:, None] - one_step.LOG_SNRS)
+        levels = discrete.level_at(model.process, jnp.asarray(distances.argmin(axis=0)))
+    made = one_step.make_one_step(
+        lambda params: denoiser.clipped(_denoiser(model, params)) if model.codec.bounded else _denoiser(model, params),
+        levels,
+        model.codec,
+        cond=model.cond,
+        mesh=mesh,
+    )
+    return made, one_step.captions(levels)
+
+
+def make_optimizer(config) -> optax.GradientTransformation:
+    """Builds the optimizer of config.optimizer with its learning rate."""
+    settings = dict(config.optimizer)
+    function = choose("optimizer.name", settings.pop("name", "adam"), OPTIMIZERS)
+    shared = {name: settings.pop(name) for name in tuple(settings) if name in LEARNING_RATE_FIELDS}
+    learning_rate, clip = construct(_learning_rate, "optimizer", shared, given={"total_steps": config.train.steps})
+    check_fields(function, "optimizer", settings, given=dict.fromkeys(shared))
+    for name in ("b1", "b2"):
+        if not 0 <= settings[name] < 1:
+            raise ConfigError(f"config.optimizer.{name} is {settings[name]}, expected a number in [0, 1)")
+    return optax.chain(clip, function(learning_rate, **settings))
+
+
+def _learning_rate(
+    *,
+    lr: float,
+    warmup_steps: int,
+    clip_norm: float | None,
+    total_steps: int,
+    anneal_steps: int | None = None,
+    cooldown_steps: int | None = None,
+    inverse_sqrt_after: int | None = None,
+):
+    if lr <= 0:
+        raise ConfigError(f"config.optimizer.lr is {lr}, expected a positive learning rate")
+    if warmup_steps < 0:
+        raise ConfigError(f"config.optimizer.warmup_steps is {warmup_steps}, expected 0 or more")
+    if clip_norm is not None and clip_norm <= 0:
+        raise ConfigError(f"config.optimizer.clip_norm is {clip_norm}, expected a positive norm or None")
+    shapes = {
+        "anneal_steps": (anneal_steps, lambda end: optimizer.linear_to_zero(0, end)),
+        "cooldown_steps": (cooldown_steps, lambda n: optimizer.linear_to_zero(total_steps - n, total_steps)),
+        "inverse_sqrt_after": (inverse_sqrt_after, optimizer.inverse_sqrt),
+    }
+    shapes = {name: (value, make) for name, (value, make) in shapes.items() if value is not None}
+    for name, (value, _) in shapes.items():
+        check_positive(f"optimizer.{name}", value)
+    if len(shapes) > 1:
+        raise ConfigError(f"config.optimizer sets {' and '.join(shapes)}: expected one of them at the most")
+    shape = next((make(value) for value, make in shapes.values()), optimizer.constant)
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optimizer.warmed_up(lr, warmup_steps, shape), clip
+
+
+LEARNING_RATE_FIELDS = tuple(inspect.signature(_learning_rate).parameters)
+
+
+class TaskMaker(NamedTuple):
+    """What is trained: from a config to a model, and to the task that trains it.
+
+    A model is any value with the fields `network` and `num_classes`, which is None where classes play no part.
+    """
+
+    model: Callable[[Any], Any]  # config -> model
+    task: Callable[[Any, Any], Task]  # (config, model) -> task
+    sections: Mapping[str, Mapping[str, Any] | None]  # of the config, besides SECTIONS and as there
+
+
+TASKS = {
+    "diffusion": TaskMaker(make_diffusion_model, _diffusion_task, DIFFUSION_SECTIONS),
+    "autoencoder": TaskMaker(make_autoencoder_model, _autoencoder_task, AUTOENCODER_SECTIONS),
+    "classifier": TaskMaker(make_classifier_model, _classifier_task, CLASSIFIER_SECTIONS),
+}
+
+
+def task_of(config) -> str:
+    """The name of what a config trains; configs that do not say it are older than the choice."""
+    return config.get("task", "diffusion")
+
+
+def make_model(config) -> Any:
+    """Builds the model of a config's task; see `TaskMaker`."""
+    return choose("task", task_of(config), TASKS).model(config)
+
+
+class Training(NamedTuple):
+    """A model with the functions that train it, none of them compiled yet."""
+
+    model: Any  # of the task, see `TaskMaker`
+    init: Callable[[Key], TrainState]
+    step: StepFn
+    diagnose: Callable[[TrainState, Batch, Key], Mapping[str, Any]]  # see `make_diagnosis`
+    abstract_state: TrainState  # shapes, dtypes and shardings
+    state_sharding: TrainState  # the shardings alone
+    replicated: jax.sharding.NamedSharding  # of keys, and of what a user looks at
+    over_data: jax.sharding.NamedSharding  # of a batch
+
+
+def check_config(config) -> None:
+    """Refuses unknown fields, and values of other types, wherever nothing else would notice them before the end.
+
+    Raises:
+        ConfigError: names the field and what is right.
+    """
+    sections = SECTIONS | choose("task", task_of(config), TASKS).sections
+    check_known("", config, ("task", "seed", "init_from", *sections))
+    for section, types in sections.items():
+        if types is None:
+            continue
+        check_known(section, config[section], types)
+        for name, value in config[section].items():
+            check_type(f"{section}.{name}", value, types[name])
+
+
 def power_lengths(ema) -> tuple[float, ...]:
     """Reads config.ema.power_lengths; raises ConfigError unless they are lengths of power averages."""
     lengths = ema.get("power_lengths", ())
@@ -1056,3 +916,145 @@ def check_ema_rates(rates: Any) -> None:
     for rate in rates:
         if not 0 <= rate < 1:
             raise ConfigError(f"config.ema.rates has {rate}, expected numbers in [0, 1)")
+
+
+def make_training(config, mesh: jax.sharding.Mesh) -> Training:
+    """Builds everything that a train step needs but the data."""
+    check_config(config)
+    train, ema = config.train, config.ema
+    check_type("seed", config.seed, int)
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"config.seed is {config.seed}, expected a number in [0, 2^32)")
+    for field in ("steps", "batch_size", "accumulate", "checkpoint_every", "max_skipped"):
+        check_positive(f"train.{field}", train[field])
+    check_positive("log.every_steps", config.log.every_steps)
+    if train.keep_checkpoints is not None:
+        check_positive("train.keep_checkpoints", train.keep_checkpoints)
+    if train.keep_best < 0 or (train.keep_best and train.keep_checkpoints is None):
+        raise ConfigError(
+            f"config.train.keep_best is {train.keep_best}, expected 0, or a positive number together with "
+            f"config.train.keep_checkpoints (None keeps all)"
+        )
+    check_ema_rates(ema.rates)
+    share = mesh.size * train.accumulate
+    if train.batch_size % share:
+        raise ConfigError(
+            f"config.train.batch_size {train.batch_size} cannot be divided among {mesh.size} devices times "
+            f"{train.accumulate} microbatches: expected a multiple of {share}"
+        )
+    maker = TASKS[task_of(config)]
+    model = maker.model(config)
+    replicated, optimizer = parallel.replicated(mesh), make_optimizer(config)
+    task = maker.task(config, model)
+    task = task._replace(loss=parallel.gathering(task.loss, replicated))
+    averages = make_averages(tuple(ema.rates), warmup=ema.warmup, power_lengths=power_lengths(ema))
+
+    def init(key: Key) -> TrainState:
+        return init_state(key, task, optimizer, averages)
+
+    abstract_state = jax.eval_shape(init, jax.random.key(0))
+    state_sharding = parallel.shard(abstract_state, mesh, choose("train.shard", train.shard, SHARDED))
+    return Training(
+        model,
+        init,
+        make_train_step(task, optimizer, averages, accumulate=train.accumulate),
+        make_diagnosis(task, accumulate=train.accumulate),
+        jax.tree.map(parallel.with_sharding, abstract_state, state_sharding),
+        state_sharding,
+        replicated,
+        parallel.over_data(mesh),
+    )
+
+
+def recipe(config) -> dict[str, Any]:
+    """What a model computes from its weights, as JSON types: the network, the process and how its output is read."""
+    sections = {name: config[name].to_dict() for name in ("model", "diffusion", "low_res") if name in config}
+    sections["model"].pop("remat", None)  # which changes what is kept in memory alone
+    if "codec" in config:
+        sections["codec"] = config.codec.model.to_dict()
+    return json.loads(json.dumps(sections | {"image_size": config.data.image_size}))
+
+
+def abstract_step_arguments(config, training: Training) -> tuple[TrainState, Batch, Key]:
+    """Shapes, dtypes and shardings of a step's arguments, to compile it without data or a model in memory."""
+    n = config.train.batch_size
+    stored = make_codec(config).stored
+    pixels = jax.ShapeDtypeStruct((n, *stored.shape), stored.dtype)
+    batch = parallel.with_sharding(Batch(pixels, {"y": jax.ShapeDtypeStruct((n,), jnp.int32)}), training.over_data)
+    key = parallel.with_sharding(jax.eval_shape(lambda: jax.random.key(0)), training.replicated)
+    return training.abstract_state, batch, key
+
+
+def first_state(
+    training: Training, key: Key, weights: Params, carried: Mapping[str, Params] = MappingProxyType({})
+) -> TrainState:  # fmt: skip
+    """Makes the state before the first step, on the devices.
+
+    Args:
+        training: from `make_training`.
+        key: the run's root key.
+        weights: parameters to start from, by name; those that are not among them start at random.
+        carried: of what the task carries, the networks that are not to start at random, by name.
+
+    Returns:
+        The state. Every average equals the parameters, and every leaf has a buffer of its own.
+    """
+
+    def init(key: Key, weights: Params, carried: Mapping[str, Params]) -> TrainState:
+        state = training.init(key)
+        params = state.params | jax.tree.map(jnp.copy, weights)
+        if carried:
+            state = replace(state, carried=state.carried | jax.tree.map(jnp.copy, carried))
+        return replace(state, params=params, ema={rate: jax.tree.map(jnp.copy, params) for rate in state.ema})
+
+    return jit(init, out_shardings=training.state_sharding)(key, weights, dict(carried))
+
+
+def make_data_source(config) -> sources.Source:
+    """Opens config.data.source."""
+    check_type("data.path", config.data.path, str | None)
+    return choose("data.source", config.data.source, SOURCES)(config.data.path)
+
+
+def make_dataset(config, split: str) -> Dataset:
+    """Opens, and if need be builds, the cached pixels of a split ("train" or "test")."""
+    data = config.data
+    check_positive("data.image_size", data.image_size)
+    check_type("data.cache_dir", data.cache_dir, str)
+    check_type("data.max_unreadable", data.max_unreadable, int)
+    dataset = load_dataset(
+        make_data_source(config),
+        split,
+        image_size=data.image_size,
+        cache_dir=data.cache_dir,
+        max_unreadable=data.max_unreadable,
+    )
+    if config.model.get("num_classes") not in (None, len(dataset.class_names)):
+        raise ConfigError(
+            f"config.model.num_classes is {config.model.num_classes}, but {data.source} has "
+            f"{len(dataset.class_names)} classes"
+        )
+    return dataset
+
+
+def make_heldout(config, class_names: tuple[str, ...]) -> Dataset:
+    """Opens the test split that a classifier is tested on: of config.eval.source or, if that is None, of config.data.
+
+    Labels are those of the given class names, whatever the order of the other source.
+
+    Raises:
+        ConfigError: that source has other classes.
+    """
+    settings = config.copy_and_resolve_references()
+    if config.eval.source is not None:
+        settings.data.update({"source": config.eval.source, "path": config.eval.path})
+    dataset = make_dataset(settings, "test")
+    if dataset.class_names == class_names:
+        return dataset
+    if set(dataset.class_names) != set(class_names):
+        raise ConfigError(
+            f"config.eval.source {settings.data.source!r} has other classes than config.data.source: "
+            f"{', '.join(sorted(set(dataset.class_names) ^ set(class_names))[:5])}, ... are not in both"
+        )
+    order = np.array([class_names.index(name) for name in dataset.class_names], np.int32)
+    return replace(dataset, labels=order[dataset.labels], class_names=class_names)

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fooddiff import processes
-from fooddiff.files.atomic import atomic_path, write_atomically
+from fooddiff.files.atomic import write_atomically
+from fooddiff.files.npz import write_npz
 
 Chunk: TypeAlias = dict[str, np.ndarray]
 """Arrays by name, with one row for every item of the chunk."""
@@ -20,7 +21,7 @@ def stored_chunks(
     compute: Callable[[slice], Chunk],
     *,
     identity: Mapping[str, Any],
-    folder: Path | None,
+    folder: Path,
     after_chunk: Callable[[], None],
 ) -> Iterator[Chunk]:
     """Computes `n` items chunk by chunk; chunks that are on disk are read instead of computed.
@@ -33,7 +34,7 @@ def stored_chunks(
         size: items per chunk; the last one may have fewer.
         compute: rows -> their arrays.
         identity: JSON-able; everything that the arrays depend on.
-        folder: holds the chunks and the identity; None keeps nothing.
+        folder: holds the chunks and the identity.
         after_chunk: called after a chunk was computed and stored; what it raises ends the work there.
 
     Yields:
@@ -42,19 +43,16 @@ def stored_chunks(
     Raises:
         ValueError: the folder belongs to another identity, or a chunk in it is damaged.
     """
-    if folder is not None:
-        claimed = {**identity, "items": n, "chunk": size}
-        processes.on_first(lambda: _claim(folder, claimed))
+    processes.on_first(lambda: _claim(folder, {**identity, "items": n, "chunk": size}))
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
-        path = folder and folder / f"{start:09d}.npz"
-        if path and processes.first_says(path.exists()):
+        path = folder / f"{start:09d}.npz"
+        if processes.first_says(path.exists()):
             yield _read(path, rows.stop - start)
             continue
         chunk = compute(rows)
-        if path and processes.is_first():
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **chunk)
+        if processes.is_first():
+            write_npz(path, chunk)
         after_chunk()
         yield chunk
 

@@ -8,8 +8,8 @@ from fooddiff.arrays import Image
 class LowRes(NamedTuple):
     """The condition of a model for super-resolution: a small image, with some noise of its own.
 
-    The noise, whose level the network is not told, makes a model that was trained on small versions of real images
-    bear with those that another model draws (conditioning augmentation: Ho et al. 2021, arXiv 2106.15282, section 4).
+    The noise, whose level the network is not told, lets a model that was trained on small versions of real images
+    cope with those that another model draws (conditioning augmentation: Ho et al. 2021, arXiv 2106.15282, section 4).
     Levels are standard deviations of Gaussian noise on images in [-1, 1]: 0.1 is 13 grey levels.
     """
 

@@ -1,13 +1,17 @@
-"""How arrays lie on the devices: whole on each, divided by examples, or divided by parameters (ZeRO)."""
+"""How arrays lie on the devices: whole on each, divided by examples, or divided by parameters (ZeRO).
 
-from collections.abc import Callable, Sequence
+Owns batches that the devices can divide, of examples of any number.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from fooddiff.arrays import Params, PyTree
+from fooddiff.arrays import Array, Params, PyTree
 
 State = TypeVar("State")
 
@@ -69,3 +73,26 @@ def gathering(loss: Callable[..., Any], whole: NamedSharding) -> Callable[..., A
 def with_sharding(abstract: PyTree, sharding: Sharding) -> PyTree:
     """Adds a sharding to the output of `jax.eval_shape`, which drops it."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+
+
+def divisible(batch_size: int, mesh: Mesh) -> int:
+    """A batch size rounded up to a multiple of the number of devices."""
+    return batch_size + -batch_size % mesh.size
+
+
+def in_batches(function: Callable[..., PyTree], *arrays: Array, batch_size: int) -> Iterator[PyTree]:
+    """Applies a compiled function to any number of examples at one batch size; the last batch is padded and cut.
+
+    Args:
+        function: takes `batch_size` entries of each array, and gives arrays with as many.
+        *arrays: of one length.
+        batch_size: a multiple of the number of devices.
+
+    Yields:
+        What the function gives for up to `batch_size` entries, on the host, in order.
+    """
+    for start in range(0, len(arrays[0]), batch_size):
+        chunks = [np.asarray(array[start : start + batch_size]) for array in arrays]
+        given = function(*(np.resize(chunk, (batch_size, *chunk.shape[1:])) for chunk in chunks))
+        n = len(chunks[0])
+        yield jax.tree.map(lambda leaf, n=n: np.asarray(leaf)[:n], given)

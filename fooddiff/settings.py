@@ -112,6 +112,19 @@ def check_positive(name: str, value: int) -> None:
         raise ConfigError(f"config.{name} is {value}, expected at least 1")
 
 
+def check_batch_size(name: str, value: int, devices: int) -> None:
+    """Raises ConfigError unless a config number is a positive multiple of the number of devices."""
+    check_positive(name, value)
+    if value % devices:
+        raise ConfigError(f"config.{name} {value} cannot be divided among {devices} devices")
+
+
+def check_counts(prefix: str = "", /, **counts: int | None) -> None:
+    """Raises ValueError unless every number that is given is at least 1; the prefix stands before its name."""
+    if bad := [f"{prefix}{name} is {n}, expected at least 1" for name, n in counts.items() if n is not None and n < 1]:
+        raise ValueError(bad[0])
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections to dotted names."""
     flat = {}

@@ -6,7 +6,7 @@ down in tests/golden/README.md. Everything about a case comes from the manifests
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -323,6 +323,30 @@ def perturbed(golden: Arrays, name: str, tolerance: Tolerance) -> dict[str, np.n
     allowed = np.broadcast_to(tolerance.value * tolerance.scale(golden, name), array.shape)
     array[entry] += 10 * allowed[entry]
     return {**golden, name: array}
+
+
+@pytest.fixture(scope="module")
+def report():
+    """Takes the errors of a module's tests, and prints them at its end."""
+    errors = []
+    yield errors
+    print_report(errors)
+
+
+def check_equal(case: Case, computed: Iterable[tuple[Arrays, Tolerance]], report: list[Error]) -> None:
+    """Compares everything that was computed for a case with its golden arrays, and reports how near it is."""
+    errors = [error for ours, tolerance in computed for error in compare(case.name, ours, case.arrays, tolerance)]
+    report += errors
+    check(errors)
+
+
+def check_perturbed(case: Case, computed: Iterable[tuple[Arrays, Tolerance]]) -> None:
+    """Ten times the tolerance, in one entry of any golden array, must be noticed."""
+    for ours, tolerance in computed:
+        for name in ours.keys() & case.arrays.keys():
+            errors = compare(case.name, {name: ours[name]}, perturbed(case.arrays, name, tolerance), tolerance)
+            with pytest.raises(AssertionError, match=f"{case.name}/{name}: "):
+                check(errors)
 
 
 def same_arrays(a: Arrays, b: Arrays) -> bool:

@@ -25,7 +25,7 @@ LIBRARIES = {  # files or folders that may import them
     "sklearn": ("data/sources/sklearn_digits.py",),
     "tensorboardX": ("runs/record.py",),
     "wandb": ("runs/record.py",),
-    "safetensors": ("eval/weights.py", "runs/weights_file.py", "convert/"),
+    "safetensors": ("files/safetensors_file.py", "eval/weights.py", "runs/weights_file.py", "convert/"),
     "ml_collections": ("build.py", "runs/", "convert/", "bench/", "commands/"),
     "absl": ("commands/flags.py", "commands/terminal.py"),
     "argparse": ("commands/",),

@@ -496,8 +496,8 @@ def test_differences_that_shapes_do_not_show_are_told(workspace, imported, caplo
     ("changes", "message"),
     [
         (dict(init_from="/nowhere"), r"config.init_from is ./nowhere.: expected a run with a checkpoint, or a file"),
-        (dict(model__num_res_blocks=2), r"do not fit, first\n  down\.\S+: this model has .*, the other has none"),
-        (dict(model__num_classes=None), r"1 tensors do not fit, first\n  label.embedding: this model has none"),
+        (dict(model__num_res_blocks=2), r"do not fit, first\n  down\.\S+: the model has .*, the other has none"),
+        (dict(model__num_classes=None), r"1 tensors do not fit, first\n  label.embedding: the model has none"),
     ],
 )
 def test_a_start_from_weights_that_do_not_fit_leaves_the_directory_free(workspace, imported, changes, message):

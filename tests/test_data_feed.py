@@ -21,15 +21,13 @@ def over_devices(count=2):
     return NamedSharding(jax.make_mesh((count,), ("data",), devices=jax.devices()[:count]), P("data"))
 
 
+def begin(data=None, **options):
+    arguments = {"seed": 5, "batch_size": 4, "start_step": 0, "flip": True, "sharding": over_devices()}
+    return device_batches(data or dataset(), **(arguments | options))
+
+
 def take(count, data=None, **options):
-    arguments = {
-        "seed": 5,
-        "batch_size": 4,
-        "start_step": 0,
-        "flip": True,
-        "sharding": over_devices(),
-    } | options
-    batches = device_batches(data or dataset(), **arguments)
+    batches = begin(data, **options)
     taken = [next(batches) for _ in range(count)]
     batches.close()
     return taken
@@ -157,12 +155,5 @@ def test_closing_ends_the_thread():
     ],
 )
 def test_bad_arguments_fail_at_the_call(options, message):
-    arguments = {
-        "seed": 5,
-        "batch_size": 4,
-        "start_step": 0,
-        "flip": True,
-        "sharding": over_devices(),
-    } | options
     with pytest.raises(ValueError, match=message):
-        device_batches(dataset(), **arguments)
+        begin(**options)

@@ -14,7 +14,7 @@ from fooddiff.eval import extract as extract_module
 from fooddiff.eval import inception, resize
 from fooddiff.eval.distances import frechet_distance
 from fooddiff.eval.extract import feature_chunks, make_extract
-from fooddiff.eval.stats import feature_stats
+from fooddiff.eval.stats import finish, sums_of
 from tests.random_stem import random_stem
 
 
@@ -62,7 +62,7 @@ def test_batch_size_and_devices_change_nothing_but_rounding(extract):
     x, y = images(11), images(11, seed=1)
 
     def distance(extract):
-        a, b = (feature_stats([z], lambda z: run(extract, z)) for z in (x, y))
+        a, b = (finish(sums_of(run(extract, z))) for z in (x, y))
         return frechet_distance(a, b)
 
     expected = distance(extract)
@@ -120,12 +120,12 @@ def test_a_damaged_chunk_is_named_and_not_believed(tmp_path, content):
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    done = []
-    chunks = list(feature_chunks(images(10), fake, identity={}, folder=None, **(SILENT | {"progress": done.append})))
-    assert sum(len(chunk["64"]) for chunk in chunks) == done[-1] == 10
-    assert not list(tmp_path.iterdir())
+def test_progress_is_told_to_the_end(tmp_path):
+    for extract in (fake, never):
+        done = []
+        list(feature_chunks(images(10), extract, identity={}, folder=tmp_path, **(SILENT | {"progress": done.append})))
+        assert done == sorted(done)
+        assert done[-1] == 10
 
 
 RUN = """

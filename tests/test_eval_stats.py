@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from fooddiff.eval import stats
 from fooddiff.eval.stats import (
     Stats,
-    feature_stats,
     finish,
     grouped_sums,
     merge,
@@ -54,18 +53,10 @@ def test_groups_do_not_depend_on_the_batches_and_add_up(n, batch):
     np.testing.assert_allclose(total(groups).outer, sums_of(x).outer, rtol=1e-12)
 
 
-def test_feature_stats_takes_any_iterable():
-    images = [np.full((2, 1, 1, 3), v, np.uint8) for v in (1, 5, 9)]
-    found = feature_stats(iter(images), lambda pixels: pixels.reshape(len(pixels), -1).astype(np.float32))
-    assert found.n == 6
-    np.testing.assert_allclose(found.mean, 5)
-    np.testing.assert_allclose(found.cov, np.full((3, 3), 2 * (16 + 16) / 5))
-
-
 @pytest.mark.parametrize("n", [0, 1])
 def test_fewer_than_two_images_have_no_covariance(n):
     with pytest.raises(ValueError, match=f"at least 2 images, got {n}"):
-        feature_stats([features(n)] if n else [], lambda x: x)
+        finish(sums_of(features(n)))
 
 
 def test_an_empty_stream_has_no_groups():

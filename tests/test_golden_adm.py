@@ -12,33 +12,15 @@ from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.openai import from_openai, to_openai
 from fooddiff.model.unet import UNet, resize_bilinear
 from tests import golden_cases
-from tests.golden_cases import (
-    GOLDEN,
-    GRADIENTS,
-    Case,
-    Tolerance,
-    check,
-    compare,
-    largest_entry,
-    nchw,
-    nhwc,
-    perturbed,
-    same_arrays,
-)
+from tests.golden_cases import GOLDEN, GRADIENTS, Case, Tolerance, largest_entry, nchw, nhwc, same_arrays
 
+report = golden_cases.report
 CASES = [case for kind in ("adm_unet", "adm_classifier", "superres") for case in golden_cases.cases_of_kind(kind)]
 
 OUTPUT = Tolerance(2e-5, "of the largest entry", largest_entry)
 LOGITS = Tolerance(1e-5, "of the largest entry", largest_entry)
 INPUT_GRADIENTS = Tolerance(5e-5, "of the largest entry", largest_entry)
 RESIZED = Tolerance(5e-6, "absolute", lambda golden, name: np.ones(()))
-
-
-@pytest.fixture(scope="module")
-def report():
-    errors = []
-    yield errors
-    golden_cases.print_report(errors)
 
 
 def make_case_network(case: Case) -> Network:
@@ -115,9 +97,7 @@ def computed(case):
 
 
 def test_equals_reference(case, computed, report):
-    errors = [error for ours, tolerance in computed for error in compare(case.name, ours, case.arrays, tolerance)]
-    report += errors
-    check(errors)
+    golden_cases.check_equal(case, computed, report)
 
 
 def test_every_array_is_compared(case, computed):
@@ -129,13 +109,7 @@ def test_every_array_is_compared(case, computed):
 
 
 def test_perturbed_arrays_fail(case, computed):
-    """Ten times the tolerance, in one entry of any array, is noticed."""
-    for ours, tolerance in computed:
-        for name in ours.keys() & case.arrays.keys():
-            golden = {**case.arrays, name: perturbed(case.arrays, name, tolerance)[name]}
-            errors = compare(case.name, {name: ours[name]}, golden, tolerance)
-            with pytest.raises(AssertionError, match=f"{case.name}/{name}: "):
-                check(errors)
+    golden_cases.check_perturbed(case, computed)
 
 
 @pytest.mark.parametrize(**golden_cases.by_name([case for case in CASES if "checkpoint" in case.config]))

@@ -12,29 +12,12 @@ from fooddiff.model.network import Network, abstract_params, make_network
 from fooddiff.model.openai import from_openai, to_openai
 from fooddiff.model.unet import UNet
 from tests import golden_cases
-from tests.golden_cases import (
-    GRADIENTS,
-    Case,
-    Tolerance,
-    check,
-    compare,
-    largest_entry,
-    nchw,
-    nhwc,
-    perturbed,
-    same_arrays,
-)
+from tests.golden_cases import GRADIENTS, Case, Tolerance, check, compare, largest_entry, nchw, nhwc, same_arrays
 
+report = golden_cases.report
 CASES = golden_cases.unet_cases()
 
 OUTPUT = Tolerance(1e-4, "of the largest entry", largest_entry)
-
-
-@pytest.fixture(scope="module")
-def report():
-    errors = []
-    yield errors
-    golden_cases.print_report(errors)
 
 
 def load(case: Case) -> tuple[Network, dict]:
@@ -79,9 +62,7 @@ def computed(case):
 
 
 def test_equals_reference(case, computed, report):
-    errors = [error for ours, tolerance in computed for error in compare(case.name, ours, case.arrays, tolerance)]
-    report += errors
-    check(errors)
+    golden_cases.check_equal(case, computed, report)
 
 
 def test_every_array_is_compared(case, computed):
@@ -92,13 +73,7 @@ def test_every_array_is_compared(case, computed):
 
 
 def test_perturbed_arrays_fail(case, computed):
-    """Ten times the tolerance, in one entry of any array, is noticed."""
-    for ours, tolerance in computed:
-        for name in ours.keys() & case.arrays.keys():
-            golden = {**case.arrays, name: perturbed(case.arrays, name, tolerance)[name]}
-            errors = compare(case.name, {name: ours[name]}, golden, tolerance)
-            with pytest.raises(AssertionError, match=f"{case.name}/{name}: "):
-                check(errors)
+    golden_cases.check_perturbed(case, computed)
 
 
 @pytest.mark.parametrize("path", golden_cases.checkpoint_files(), ids=lambda path: path.name)

@@ -133,24 +133,23 @@ def adam(**changes):
     return build.make_optimizer(config)
 
 
-def test_learning_rate_warms_up_linearly():
-    norms = []
-    toy = Toy(adam(warmup_steps=4))
-    for _ in range(6):
+def update_norms(steps, **changes):
+    """Of the first steps with an optimizer."""
+    norms, toy = [], Toy(adam(**changes))
+    for _ in range(steps):
         values, toy.state = read_metrics(toy.advance(0))
         norms.append(values["train/update_norm"])
-    full = read_metrics(Toy(adam()).advance(0))[0]["train/update_norm"]
+    return norms
+
+
+def test_learning_rate_warms_up_linearly():
+    norms, (full,) = update_norms(6, warmup_steps=4), update_norms(1)
     np.testing.assert_allclose(norms[0], full / 4, rtol=1e-4)
     assert norms[0] < norms[1] < norms[2] < norms[3]
 
 
 def test_learning_rate_falls_linearly_to_zero_and_stays_there():
-    norms = []
-    toy = Toy(adam(anneal_steps=4))
-    for _ in range(6):
-        values, toy.state = read_metrics(toy.advance(0))
-        norms.append(values["train/update_norm"])
-    full = read_metrics(Toy(adam()).advance(0))[0]["train/update_norm"]
+    norms, (full,) = update_norms(6, anneal_steps=4), update_norms(1)
     np.testing.assert_allclose(norms[0], full, rtol=1e-4)
     assert norms[0] > norms[1] > norms[2] > norms[3] > norms[4] == norms[5] == 0
 

@@ -112,21 +112,23 @@ def test_labels_exactly_when_conditional(classes, y, message):
         jax.eval_shape(network.apply, abstract_params(network), x_t, t, cond)
 
 
-def test_downsample_is_centred_on_even_pixels():
-    """A kernel that is 1 in its centre picks every second pixel from the first on; "SAME" would pick the others."""
-    layer = Downsample(32, dtype=jnp.float32, rngs=nnx.Rngs(0))
+def let_through(layer):
+    """A kernel that is 1 in its centre and 0 elsewhere."""
     centre = np.zeros((3, 3, 32, 32), np.float32)
     centre[1, 1] = np.eye(32)
     layer.conv.kernel[...], layer.conv.bias[...] = jnp.asarray(centre), jnp.zeros(32)
+    return layer
+
+
+def test_downsample_is_centred_on_even_pixels():
+    """A kernel that is 1 in its centre picks every second pixel from the first on; "SAME" would pick the others."""
+    layer = let_through(Downsample(32, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 6, 32)), jnp.float32)
     np.testing.assert_allclose(layer(x), x[:, ::2, ::2], atol=1e-6)
 
 
 def test_upsample_repeats_pixels():
-    layer = Upsample(32, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    centre = np.zeros((3, 3, 32, 32), np.float32)
-    centre[1, 1] = np.eye(32)
-    layer.conv.kernel[...], layer.conv.bias[...] = jnp.asarray(centre), jnp.zeros(32)
+    layer = let_through(Upsample(32, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 3, 32)), jnp.float32)
     np.testing.assert_allclose(layer(x), x.repeat(2, axis=1).repeat(2, axis=2), atol=1e-6)
 

@@ -25,18 +25,20 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     """
     mesh, sample = parallel.make_mesh(), config.sample
     training = build.make_training(config, mesh)
-    draw = build.make_sampler(training.model, mesh, build.sampler_spec(sample))
+    spec = build.sampler_spec(sample)
+    draw = build.make_sampler(training.model, mesh, spec)
     key = keys.root(0, training.replicated)
     params = build.first_state(training, key, {}).params
     n = sample.batch_size
     ids = sample_ids([0], n) if config.model.num_classes is None else _spread(n, config.model.num_classes)
     program = compiled(draw, params, key, ids)
-    calls = sample.steps or config.diffusion.timesteps
+    calls = build.network_calls(training.model, spec)
 
     with ExitStack() as stack:
         tasks = {"ours": lambda: timed(lambda: program.call(params, key, ids))}
         if peer is not None:
-            settings = {"task": "sample", "batch_size": n, "steps": calls, **unet_settings(config)}
+            steps = len(training.model.steps(spec).remaining)
+            settings = {"task": "sample", "batch_size": n, "steps": steps, **unet_settings(config)}
             tasks["reference"] = stack.enter_context(started(peer, settings))
         seconds = interleaved(tasks, repetitions)
     numbers = of_program(program, seconds["ours"], n, mesh.size)

@@ -1,1 +1,1 @@
-"""The commands behind run_train.py and run_sample.py: each composes objects from `build` and talks to the terminal."""
+"""Every entry point: each composes objects from `build` and talks to the terminal. `flags` are shared."""

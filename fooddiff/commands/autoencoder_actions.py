@@ -8,16 +8,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fooddiff import build, processes
+from fooddiff import build, parallel, processes
 from fooddiff.commands.actions import Actions, Surroundings
 from fooddiff.commands.likelihood import balanced_rows
-from fooddiff.commands.pairs import in_batches
 from fooddiff.commands.reconstructions import Reconstruct
 from fooddiff.data.cache import Dataset
 from fooddiff.eval.reconstruction import check_size, psnr, ssim
 from fooddiff.files.atomic import write_atomically
 from fooddiff.sample.grid import class_grid, png_bytes
-from fooddiff.settings import ConfigError, check_positive
+from fooddiff.settings import ConfigError, check_batch_size, check_positive
 from fooddiff.train.loop import Periodic
 from fooddiff.train.state import TrainState
 
@@ -33,12 +32,10 @@ def make_actions(config: ConfigDict, model: build.AutoencoderModel, mesh: jax.sh
         ConfigError: a value that cannot be.
     """
     settings = config.eval
-    for field in ("every_steps", "batch_size"):
-        check_positive(f"eval.{field}", settings[field])
+    check_positive("eval.every_steps", settings.every_steps)
     if settings.count is not None:
         check_positive("eval.count", settings.count)
-    if settings.batch_size % mesh.size:
-        raise ConfigError(f"config.eval.batch_size {settings.batch_size} cannot be divided among {mesh.size} devices")
+    check_batch_size("eval.batch_size", settings.batch_size, mesh.size)
     try:
         check_size(config.data.image_size, config.data.image_size)
     except ValueError as error:
@@ -65,14 +62,14 @@ def _reconstruct(
     averages = {f"ema_{rate}": state.ema[str(rate)] for rate in config.ema.rates[:1]}
     for name, params in ({"raw": state.params} | averages).items():
         real = heldout.images[rows]
-        ours = in_batches(partial(reconstruct, params), real, config.eval.batch_size)
+        batches = parallel.in_batches(partial(reconstruct, params), real, batch_size=config.eval.batch_size)
+        ours = np.concatenate(list(batches))
         found = {"PSNR": psnr(real, ours), "SSIM": ssim(real, ours)}
         numbers = {f"eval/{name}/{metric}, n={len(rows)}": float(values.mean()) for metric, values in found.items()}
         around.recorder.scalars(step, numbers)
         log.info("step %d, %s: %s", step, name, ", ".join(f"{what} {number:.4g}" for what, number in numbers.items()))
         if processes.is_first():
             path = around.workdir / "samples" / f"step_{step:07d}_{name}_reconstructions.png"
-            path.parent.mkdir(exist_ok=True)
             labels = [heldout.class_names[y] for y in heldout.labels[rows]]
             write_atomically(path, png_bytes(pairs_grid(real, ours, labels)))
             around.recorder.picture(step, f"reconstructions/{name}", path)

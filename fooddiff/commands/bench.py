@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fooddiff.commands import flags as shared
 from fooddiff.commands import terminal
+from fooddiff.settings import check_counts
 
 BENCHMARKS = ("train", "sample", "eval", "data", "compile")
 
@@ -30,8 +31,7 @@ def _run(flags: argparse.Namespace) -> None:
 
     if flags.config is None and flags.what != "eval":
         raise ValueError("--config is missing, for instance --config=configs/hybrid.py")
-    if flags.repetitions < 1:
-        raise ValueError(f"--repetitions is {flags.repetitions}, expected at least 1")
+    check_counts("--", repetitions=flags.repetitions)
     if flags.reference is not None and (flags.reference_python is None or flags.what not in ("train", "sample")):
         raise ValueError("--reference is for train and sample, and needs --reference_python: a Python that has torch")
     config = None if flags.config is None else shared.load_config(flags.config, flags.overrides)

@@ -14,7 +14,7 @@ from fooddiff.commands.likelihood import balanced_rows
 from fooddiff.data.cache import Dataset
 from fooddiff.eval.heldout import heldout_metrics, make_measure
 from fooddiff.runs.load import stored_weights
-from fooddiff.settings import ConfigError
+from fooddiff.settings import ConfigError, check_batch_size
 from fooddiff.train.loop import Periodic
 from fooddiff.train.state import TrainState
 
@@ -29,10 +29,7 @@ def make_actions(config: ConfigDict, model: build.ClassifierModel, mesh: jax.sha
     Raises:
         ConfigError: a value that cannot be.
     """
-    if config.eval.batch_size % mesh.size:
-        raise ConfigError(
-            f"config.eval.batch_size {config.eval.batch_size} cannot be divided among {mesh.size} devices"
-        )
+    check_batch_size("eval.batch_size", config.eval.batch_size, mesh.size)
     if not config.eval.weights:
         raise ConfigError("config.eval.weights is empty, expected raw, ema or ema_<rate>")
     all_weights = [stored_weights(weights, config.ema) for weights in config.eval.weights]

@@ -21,7 +21,7 @@ from fooddiff.sample.enlarge import Enlarge, of_real
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.grid import Grid, class_grid, is_grid, png_bytes, read_grid
 from fooddiff.sample.one_step import OneStep
-from fooddiff.settings import ConfigError, check_positive
+from fooddiff.settings import check_batch_size, check_positive
 from fooddiff.train.loop import Periodic
 from fooddiff.train.state import TrainState
 
@@ -59,10 +59,9 @@ def _grid_draws(
 ) -> tuple[Draw | Enlarge, Draw | Enlarge | None]:
     """The compiled sampler of config.sample and, if that guides, the same without guidance."""
     sample = config.sample
-    for field in ("every_steps", "per_class", "batch_size"):
+    for field in ("every_steps", "per_class"):
         check_positive(f"sample.{field}", sample[field])
-    if sample.batch_size % mesh.size:
-        raise ConfigError(f"config.sample.batch_size {sample.batch_size} cannot be divided among {mesh.size} devices")
+    check_batch_size("sample.batch_size", sample.batch_size, mesh.size)
     spec = build.sampler_spec(sample)
     plain = None if spec.guidance == 1 else build.sampler_spec(sample, guidance=1.0)
     return build.make_sampler(model, mesh, spec), plain and build.make_sampler(model, mesh, plain)
@@ -161,7 +160,6 @@ def _draw_grids(
             images = np.concatenate(list(drawn))
             if processes.is_first():
                 grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
-                path.parent.mkdir(exist_ok=True)
                 write_atomically(path, png_bytes(grid))
                 recorder.picture(step, f"samples/{name}", path)
         if processes.is_first():  # from the file: a run that was killed may have left it without its record
@@ -186,7 +184,6 @@ def _draw_one_steps(
     stored = around.examples.take(rows, np.zeros(len(rows), bool))
     shown = np.asarray(one_step(around.codec | params, jax.random.key(GRID_SEED), stored, labels))
     if processes.is_first():
-        path.parent.mkdir(exist_ok=True)
         write_atomically(path, png_bytes(class_grid(shown, captions)))
         around.recorder.picture(step, f"samples/{name}_one_step", path)
 

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from fooddiff import build, parallel
-from fooddiff.arrays import Batch
+from fooddiff import build, keys, parallel
+from fooddiff.bench.train import random_batch
 from fooddiff.train.state import TrainState
 from fooddiff.xla import jit
 
@@ -69,13 +68,8 @@ def run(config: ConfigDict) -> None:
 
 def _seconds_per_step(config: ConfigDict, training: build.Training, step: Callable[..., TrainState]) -> float:
     """The median over steps but the first, or that one alone if it lasts long."""
-    key = jax.device_put(jax.random.key(config.seed), training.replicated)
-    state = build.first_state(training, key, {})
-    _, like, _ = build.abstract_step_arguments(config, training)
-    random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, like.pixels.shape).astype(like.pixels.dtype)
-    labels = random.integers(0, config.model.num_classes or 1, like.cond["y"].shape, dtype=np.int32)
-    batch = jax.device_put(Batch(pixels, {"y": labels}), training.over_data)
+    key = keys.root(config.seed, training.replicated)
+    state, batch = build.first_state(training, key, {}), random_batch(config, training)
     seconds, begun = [], time.perf_counter()
     while len(seconds) < MAX_STEPS and (not seconds or time.perf_counter() - begun < MAX_SECONDS):
         started = time.perf_counter()

@@ -8,7 +8,7 @@ import jax
 
 from fooddiff import build, processes
 from fooddiff.arrays import Params
-from fooddiff.runs.load import Guide, TrainedModel, check_draws, load_guide, load_trained
+from fooddiff.runs.load import Guide, TrainedModel, check_classes, check_draws, load_guide, load_trained
 from fooddiff.runs.workdir import WorkdirError
 from fooddiff.sample.enlarge import CascadeParams
 from fooddiff.sample.generate import Draw
@@ -89,11 +89,12 @@ def drawing(trained: TrainedModel, mesh: jax.sharding.Mesh, spec: SamplerSpec, g
 
 def check_fits(classifier: TrainedModel, trained: TrainedModel, where: Path) -> None:
     """Raises WorkdirError unless a classifier and a model have the same classes and image size."""
-    ours, theirs = (model.config.data.image_size for model in (trained, classifier))
-    if ours != theirs:
-        raise WorkdirError(f"the classifier {where} takes images of {theirs} pixels, the model draws {ours}")
-    if trained.model.num_classes is not None and classifier.class_names != trained.class_names:
-        raise WorkdirError(
-            f"the classes of the classifier {where} are not those of the model, or in another order: it has "
-            f"{', '.join(classifier.class_names[:3])}, ..., the model {', '.join(trained.class_names[:3])}, ..."
-        )
+    check_takes(f"the classifier {where}", classifier.config.data.image_size, classifier.class_names, trained)
+
+
+def check_takes(what: str, image_size: int, class_names: tuple[str, ...] | None, trained: TrainedModel) -> None:
+    """Raises WorkdirError unless a model draws images of this size and these classes, which `what` is for."""
+    if (draws := trained.config.data.image_size) != image_size:
+        raise WorkdirError(f"{what} takes images of {image_size} pixels, the model draws {draws}")
+    if class_names is not None:
+        check_classes(trained, class_names, what)

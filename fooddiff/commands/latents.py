@@ -11,9 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fooddiff import build, parallel, processes
-from fooddiff.arrays import Params
+from fooddiff.arrays import Params, Pixels
 from fooddiff.codec import MEAN, PREFIX, STD
-from fooddiff.commands.pairs import in_batches
 from fooddiff.data.cache import Dataset
 from fooddiff.data.latents import Latents, load_latents
 from fooddiff.runs.load import check_model, load_trained
@@ -58,9 +57,14 @@ def feed_of(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh, *, be
     encode = build.make_encode(build.make_codec_model(config), mesh)
     params = {name.removeprefix(PREFIX): value for name, value in own.items()}
     params = jax.device_put(params, parallel.replicated(mesh))
+
+    def encode_all(pixels: Pixels) -> np.ndarray:
+        batches = parallel.in_batches(partial(encode, params), pixels, batch_size=parallel.divisible(BATCH, mesh))
+        return np.concatenate(list(batches))
+
     latents = load_latents(
         dataset,
-        lambda pixels: in_batches(partial(encode, params), pixels, BATCH + -BATCH % mesh.size),
+        encode_all,
         codec_sha256=processes.sha256_of(own),
         mirror=config.data.flip,
         cache_dir=Path(config.data.cache_dir).expanduser(),

@@ -19,6 +19,7 @@ from fooddiff.eval.results import write_record
 from fooddiff.keys import sample_noise, stream
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.load import check_classes, load_trained
+from fooddiff.settings import check_counts
 from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,7 @@ def run(
         ValueError: a process in continuous time or in latents, no such weights or split, a number out of range, data
             with other classes than the model's, or a bound that is not finite.
     """
-    for name, value in (("--count", count), ("--batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+    check_counts("--", count=count, batch_size=batch_size)
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     if "codec" in trained.config:
@@ -78,14 +77,13 @@ def run(
     config = trained.config
     config.data.update({"path": data_path or config.data.path, "cache_dir": cache_dir or config.data.cache_dir})
     dataset = build.make_dataset(config, split)
-    check_classes(trained, dataset.class_names)
+    check_classes(trained, dataset.class_names, "the data")
     rows = balanced_rows(dataset.labels, count)
     log.info("step %d, weights %s, %d images of split %s", trained.step, trained.weights, len(rows), split)
 
     bound = make_bound(trained.model, mesh)
     batches = []
-    batch_size = min(batch_size, len(rows))
-    batch_size += -batch_size % mesh.size
+    batch_size = parallel.divisible(min(batch_size, len(rows)), mesh)
     with tqdm(total=len(rows), unit="image", dynamic_ncols=True, disable=not processes.is_first()) as progress:
         for batch in bound_batches(bound, trained.params, jax.random.key(seed), dataset, rows, batch_size):
             batches.append(batch)
@@ -171,16 +169,17 @@ def make_bound(model: build.DiffusionModel, mesh: jax.sharding.Mesh) -> Bound:
 def bound_batches(
     bound: Bound, params: Params, key: Key, dataset: Dataset, rows: Int[np.ndarray, " N"], batch_size: int
 ) -> Iterator[Likelihood]:
-    """Evaluates any number of images with one compiled batch size; the last batch is padded and cut.
+    """Evaluates any number of images with one compiled batch size.
 
     Yields:
         The terms of up to `batch_size` images in the order of `rows`, as float64 NumPy arrays; the total is summed
         over timesteps in float64.
     """
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        padded = np.resize(chunk, batch_size)
-        ids = np.stack([dataset.labels[padded], padded], axis=1).astype(np.int32)
-        terms = bound(params, key, dataset.images[padded], ids)
-        terms = Likelihood(*(np.asarray(term, np.float64)[: len(chunk)] for term in terms))
+    all_ids = np.stack([dataset.labels[rows], rows], axis=1).astype(np.int32)
+
+    def of_ids(ids: Int[np.ndarray, "n 2"]) -> Likelihood:
+        return bound(params, key, dataset.images[ids[:, 1]], ids)
+
+    for terms in parallel.in_batches(of_ids, all_ids, batch_size=batch_size):
+        terms = Likelihood(*(term.astype(np.float64) for term in terms))
         yield terms._replace(total=terms.prior + terms.vb.sum(axis=1))

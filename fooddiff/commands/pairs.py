@@ -1,7 +1,7 @@
 """Scores images that were made of others, against these others: a distance, and how alike each pair is."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fooddiff import processes
-from fooddiff.arrays import Array, Float, Pixels
+from fooddiff.arrays import Float, Pixels
 from fooddiff.commands.scorer import Measures, print_record
 from fooddiff.eval import results
 from fooddiff.eval.images import ImageSet
@@ -59,16 +59,6 @@ def score_pairs(
     print_record(record)
     log.info("wrote %s", path)
     return record
-
-
-def in_batches(apply: Callable[[Pixels], Array], images: Pixels, batch_size: int) -> np.ndarray:
-    """Applies a compiled function to any number of images at one batch size; the last batch is padded and cut."""
-    batches = []
-    for start in range(0, len(images), batch_size):
-        chunk = images[start : start + batch_size]
-        padded = np.resize(chunk, (batch_size, *chunk.shape[1:]))
-        batches.append(np.asarray(apply(padded))[: len(chunk)])
-    return np.concatenate(batches)
 
 
 def _mean(metric: str, values: Float[np.ndarray, " n"]) -> results.Result:

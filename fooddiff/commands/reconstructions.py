@@ -5,12 +5,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params, Pixels
 from fooddiff.commands import scorer
-from fooddiff.commands.pairs import in_batches, score_pairs
+from fooddiff.commands.pairs import score_pairs
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.reconstruction import check_size
+from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.load import load_trained
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ def run(
         batch_size: images per call of the compiled network, rounded up to the number of devices.
 
     Returns:
-        The record, which lies in `eval/` of the workdir, or beside the file.
+        The record, which lies in `eval/` of `workdir.outputs`.
 
     Raises:
         FileNotFoundError: no such workdir, file or checkpoint.
@@ -59,13 +62,14 @@ def run(
             "recipe": build.recipe(trained.config),
         },
     }
+    made = parallel.in_batches(reconstruct, real, batch_size=parallel.divisible(batch_size, mesh))
     return score_pairs(
         measures,
-        in_batches(reconstruct, real, batch_size + -batch_size % mesh.size),
+        np.concatenate(list(made)),
         images,
         kind="reconstructions",
         name=f"reconstructions, step {trained.step:,} {trained.weights}",
         made_by=made_by,
-        folder=(workdir if workdir.is_dir() else workdir.parent) / "eval",
+        folder=workdirs.outputs(workdir) / "eval",
         stem=f"reconstructions_step_{trained.step:07d}_{trained.weights}",
     )

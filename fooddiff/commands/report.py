@@ -6,8 +6,9 @@ from pathlib import Path
 
 from fooddiff.commands import flags as shared
 from fooddiff.commands.terminal import plain_errors
+from fooddiff.files.atomic import write_atomically
 from fooddiff.report import figures
-from fooddiff.report.page import make_report, render, write_page
+from fooddiff.report.page import make_report, render
 from fooddiff.report.runs import read_floors, read_run
 
 
@@ -35,7 +36,7 @@ def _write(flags: argparse.Namespace) -> None:
     runs = [read_run(workdir, name) for workdir, name in zip(flags.workdirs, names, strict=True)]
     report = make_report(runs, [floor for path in flags.floor for floor in read_floors(path)])
     out = flags.out or flags.workdirs[0] / "report.html"
-    write_page(out, render(report))
+    write_atomically(out, render(report).encode())
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")
     if flags.figures is not None:
         for drawing in report.drawings():

@@ -22,6 +22,7 @@ from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.load import class_ids, load_trained
 from fooddiff.sample.generate import draw_batches, npz_bytes, sample_ids
 from fooddiff.sample.grid import class_grid, png_bytes
+from fooddiff.settings import check_counts
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +72,7 @@ def run(
         ValueError: an unknown class, weights or sampler, a number out of range, or models that do not fit together.
         signals.Stopped: SIGTERM or SIGINT ended the sampling early.
     """
-    for name, value in (("--per_class", per_class), ("--batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
+    check_counts("--", per_class=per_class, batch_size=batch_size)
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
@@ -85,8 +84,7 @@ def run(
     wanted = class_ids(trained.class_names, names)
     ids = sample_ids(wanted, per_class)
 
-    batch_size = min(batch_size, len(ids))
-    batch_size += -batch_size % mesh.size
+    batch_size = parallel.divisible(min(batch_size, len(ids)), mesh)
     out = workdirs.outputs(workdir) / "samples" if out is None else out
     made_by = {
         "weights_sha256": processes.sha256_of(params),

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from fooddiff import build, parallel, processes
 from fooddiff.commands import scorer
-from fooddiff.commands.guide import Drawing
-from fooddiff.commands.pairs import in_batches, score_pairs
+from fooddiff.commands.guide import Drawing, check_takes
+from fooddiff.commands.pairs import score_pairs
 from fooddiff.eval.generated import ids_like
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.reconstruction import check_size
@@ -55,18 +55,10 @@ def upsampled(base: Drawing, drawn_by: TrainedModel, path: Path, mesh: jax.shard
 
 def check_fits(upsampler: TrainedModel, drawn_by: TrainedModel, where: Path) -> None:
     """Raises WorkdirError unless a model for super-resolution takes the images and classes of another model."""
-    takes, draws = upsampler.model.low_res.size, drawn_by.config.data.image_size
-    if takes != draws:
-        raise WorkdirError(f"the upsampler {where} takes images of {takes} pixels, the model draws {draws}")
-    if upsampler.model.num_classes is None:
-        return
-    if drawn_by.model.num_classes is None:
+    needed = None if upsampler.model.num_classes is None else upsampler.class_names
+    check_takes(f"the upsampler {where}", upsampler.model.low_res.size, needed, drawn_by)
+    if needed is not None and drawn_by.model.num_classes is None:
         raise WorkdirError(f"the upsampler {where} is told the class of an image, and the model knows no classes")
-    if upsampler.class_names != drawn_by.class_names:
-        raise WorkdirError(
-            f"the classes of the upsampler {where} are not those of the model, or in another order: it has "
-            f"{', '.join(upsampler.class_names[:3])}, ..., the model {', '.join(drawn_by.class_names[:3])}, ..."
-        )
 
 
 def run(
@@ -96,7 +88,7 @@ def run(
         stop_if_asked: called after every batch; ends the command by what it raises. Nothing is kept then.
 
     Returns:
-        The records of the model and of bicubic interpolation, which lie in `eval/` of the workdir, or beside the file.
+        The records of the model and of bicubic interpolation, which lie in `eval/` of `workdir.outputs`.
 
     Raises:
         FileNotFoundError: no such workdir, file or checkpoint.
@@ -108,12 +100,12 @@ def run(
     spec = build.sampler_spec(trained.config.sample, **sampling)
     enlarge = build.make_sampler(trained.model, mesh, spec)
     split = scorer.reference_of(trained.config)
-    check_classes(trained, split.class_names)
+    check_classes(trained, split.class_names, "the data")
     check_size(*split.pixels.shape[1:3])
     ids = _ids(split, per_class)
     originals = _images(split, ids)
     size = trained.model.low_res.size
-    batch_size += -batch_size % mesh.size
+    batch_size = parallel.divisible(batch_size, mesh)
 
     batches = []
     draw = of_real(enlarge, split.pixels, split.labels)
@@ -140,8 +132,9 @@ def run(
         made_by=made_by,
         stem=f"superres_step_{trained.step:07d}_{trained.weights}_{spec.name}_seed{measures.seed}",
     )
+    enlarged = parallel.in_batches(jit(partial(bicubic, size=size)), originals.pixels, batch_size=batch_size)
     by_rule = score(
-        made=in_batches(jit(partial(bicubic, size=size)), originals.pixels, batch_size),
+        made=np.concatenate(list(enlarged)),
         name=f"{size} pixels enlarged, bicubic",
         made_by={"rule": "bicubic", "size": size},
         stem=f"superres_bicubic_{size}",

@@ -1,1 +1,1 @@
-"""Weights from and to other programs: OpenAI's `.pt` checkpoints in and out, safetensors out and in."""
+"""Weights from and to other programs: OpenAI's, Hugging Face's and any with JAX; autoencoders of others in."""

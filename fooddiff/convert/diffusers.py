@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import build
 from fooddiff.arrays import Params
+from fooddiff.files.safetensors_file import read_tensors
 from fooddiff.model.diffusers import HEADS_CLASS, from_diffusers, to_diffusers, unet_config
 from fooddiff.runs.load import TrainedModel
 from fooddiff.runs.workdir import write_json
@@ -49,7 +50,10 @@ def write_folder(folder: Path, params: Mapping[str, np.ndarray], trained: Traine
         ValueError: diffusers cannot compute what this model does; names the field.
     """
     config = trained.config
-    unet, scheduler = unet_of(config), scheduler_of(config)
+    try:
+        unet, scheduler = unet_of(config), scheduler_of(config)
+    except ValueError as error:
+        raise ValueError(f"{error}. Export it with --format=stablehlo, or to a .safetensors file") from error
     own_class = unet["_class_name"] == HEADS_CLASS
     names = None if trained.model.num_classes is None else dict(enumerate(trained.class_names))
     diffusion = config.diffusion
@@ -91,18 +95,14 @@ def read_folder(folder: Path, config: ConfigDict, like: Params) -> Params:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}: expected the folder of a UNet2DModel")
+    ours = unet_of(config)
     try:
-        theirs = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        differing = _differences(theirs, unet_of(config))
+        differing = _differences(json.loads((folder / CONFIG).read_text(encoding="utf-8")), ours)
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
     if differing:
         raise ValueError(f"the network in {folder} is not that of the config: {'; '.join(differing)}")
-    try:
-        state_dict = safetensors.numpy.load_file(folder / WEIGHTS)
-    except Exception as error:  # safetensors raises many types on hostile bytes
-        raise ValueError(f"{folder / WEIGHTS} cannot be read as a safetensors file: {error}") from error
-    return from_diffusers(state_dict, like, config.model)
+    return from_diffusers(read_tensors(folder / WEIGHTS), like, config.model)
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -163,7 +163,4 @@ def _check(config: ConfigDict) -> None:
     ):
         if value not in known:
             expected = " or ".join(map(repr, known)) if known != (False,) else "none"
-            raise ValueError(
-                f"config.{field} is {value!r}, for which diffusers has no class: expected {expected}. Export it with "
-                f"--format=stablehlo, or to a .safetensors file"
-            )
+            raise ValueError(f"config.{field} is {value!r}, for which diffusers has no class: expected {expected}")

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fooddiff import build, parallel
+from fooddiff import build, keys, parallel
 from fooddiff.arrays import Params
 from fooddiff.convert import diffusers
 from fooddiff.data.sources.source import read_class_names
 from fooddiff.files.hashes import sha256_of
+from fooddiff.files.safetensors_file import read_tensors
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model import ldm
 from fooddiff.model.openai import check_norm_groups, from_openai
@@ -21,8 +21,7 @@ from fooddiff.model.taesd import from_taesd, settings_of
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.codec_file import sha256_of_codec, split_codec, write_codec
-from fooddiff.runs.load import described
-from fooddiff.runs.weights_file import read_tensors, read_weights
+from fooddiff.runs.load import load_trained
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +111,8 @@ def import_ldm(file: Path, workdir: Path, config: ConfigDict) -> None:
     """
     _check_free(workdir)
     _check_autoencoder(config, "ldm")
-    if file.suffix == ".safetensors":
-        state_dict = read_tensors(file, ldm.is_of_autoencoder)
-    else:
-        state_dict = load_state_dict(file, wanted=ldm.is_of_autoencoder)
+    read = read_tensors if file.suffix == ".safetensors" else load_state_dict
+    state_dict = read(file, wanted=ldm.is_of_autoencoder)
     config.model.update(ldm.settings_of(state_dict, config.data.image_size))
     training = build.make_training(config, parallel.make_mesh())
     params = ldm.from_state_dict(state_dict, training.abstract_state.params)
@@ -134,23 +131,19 @@ def import_safetensors(file: Path, workdir: Path) -> None:
         ValueError: the workdir is not empty, or the file is not one of ours or is not whole.
     """
     _check_free(workdir)
-    about, stored = read_weights(file)
-    params = {name: value.astype(np.float32) for name, value in stored.items()}
-    config, class_names, _ = described(about, file)
+    mesh = parallel.make_mesh()
+    trained = load_trained(file, step=None, weights="ema", mesh=mesh, task=None)
+    config = trained.config
     for section in OF_TRAINING:
         if section in config:
             log.info("the file does not hold the network of config.%s: the run will go on without it", section)
             del config[section]
     try:
-        training = build.make_training(config, parallel.make_mesh())
+        training = build.make_training(config, mesh)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} has a config that describes no training: {error}") from error
-    tensors = training.abstract_state.params | build.codec_tensors(config)
-    expected = {name: (leaf.shape, leaf.dtype) for name, leaf in tensors.items()}
-    if expected != {name: (value.shape, value.dtype) for name, value in params.items()}:
-        raise ValueError(f"{file} does not hold the tensors of the model that its own config describes")
-    origin = _origin(file) | {"step": about["step"], "weights": about["weights"]}
-    _write_run(workdir, config, training, params, class_names, origin)
+    origin = _origin(file) | {"step": trained.step, "weights": trained.weights}
+    _write_run(workdir, config, training, trained.params, trained.class_names, origin)
 
 
 def _check_autoencoder(config: ConfigDict, network: str) -> None:
@@ -181,13 +174,9 @@ def _class_names(num_classes: int | None, path: Path | None) -> tuple[str, ...]:
         log.info("no --class_names: the classes are called 0 to %d", num_classes - 1)
         return tuple(str(y) for y in range(num_classes))
     names = read_class_names(path)
-    _check_count(names, num_classes, path)
-    return names
-
-
-def _check_count(names: tuple[str, ...], num_classes: int | None, path: Path) -> None:
-    if num_classes not in (None, len(names)):
+    if len(names) != num_classes:
         raise ValueError(f"{path} names {len(names)} classes, but config.model.num_classes is {num_classes}")
+    return names
 
 
 def _origin(file: Path) -> dict[str, Any]:
@@ -205,7 +194,7 @@ def _write_run(
     """Writes a run before its first step, whose parameters and averages are the given ones."""
     if bad := [name for name, value in params.items() if not np.isfinite(value).all()]:
         raise ValueError(f"{origin['file']} has numbers that are not finite in {len(bad)} tensors, first {bad[0]}")
-    key = jax.device_put(jax.random.key(config.seed), training.replicated)
+    key = keys.root(config.seed, training.replicated)
     network, codec = split_codec(params, build.codec_tensors(config))
     meta = {
         "config": workdirs.to_json(config),

@@ -42,14 +42,9 @@ class Painter:
         """
         if model.trained.model.num_classes is None:
             raise ValueError("this model knows no classes, and the demo is about choosing them: name another --workdir")
-        self._model = model
+        self.model = model
         self._steppers: dict[SamplerSpec, Stepper] = {}
         self.menu = menu_of(model)
-
-    @property
-    def model(self) -> Model:
-        """The model that it draws with."""
-        return self._model
 
     def paint(self, order: Order) -> Iterator[Look]:
         """Draws an order.
@@ -59,17 +54,17 @@ class Painter:
         Yields:
             After each step where its images are; a caller who asks for no more has stopped the work.
         """
-        model = self._model.trained.model
-        names, stepper = self._model.class_names, self._stepper(order.spec)
+        model = self.model.trained.model
+        names, stepper = self.model.class_names, self._stepper(order.spec)
         steps = jax.tree.map(np.asarray, model.steps(order.spec))
         count = len(steps.remaining)
         shown = {round(count * (i + 1) / PREVIEWS) for i in range(PREVIEWS)} | {count}
         wanted = class_ids(names, order.dishes)
-        params, key = self._model.trained.params, jax.random.key(order.seed)
+        params, key = self.model.trained.params, jax.random.key(order.seed)
         if order.mixes:
             params = mixed(params, wanted, names.index(order.mix), order.share / 100)
         ids = sample_ids(wanted, order.number)
-        for first, size in batches(len(ids), self._model.mesh.size):
+        for first, size in batches(len(ids), self.model.mesh.size):
             chunk = ids[first : first + size]
             padded = np.resize(chunk, (size, 2))
             yield Look(first, 0, count, None)
@@ -86,7 +81,7 @@ class Painter:
         """The compiled steps of a spec; those that differ only in numbers that the program is handed share them."""
         program = replace(spec, steps=None, spacing="time", guidance=1.0 if spec.guidance == 1 else 2.0)
         if program not in self._steppers:
-            self._steppers[program] = build.make_stepwise_sampler(self._model.trained.model, self._model.mesh, spec)
+            self._steppers[program] = build.make_stepwise_sampler(self.model.trained.model, self.model.mesh, spec)
         return self._steppers[program]
 
 

@@ -1,4 +1,4 @@
-"""Noise schedules and respacing, in float64 NumPy. Owns how betas come about; `process` turns them into tables."""
+"""Noise schedules and respacing, in float64 NumPy. Owns how betas come about; `discrete` turns them into tables."""
 
 import math
 from collections.abc import Sequence
@@ -57,8 +57,8 @@ def evenly_spaced(timesteps: int, counts: Sequence[int]) -> list[int]:
 
     Args:
         timesteps: T of the original process.
-        counts: how many steps to keep in each section, for instance (25,) or (10, 15, 5). Within a section the kept
-            steps are spread evenly and include its first and last step.
+        counts: how many steps to keep in each section: (25,); more than one, as in (10, 15, 5), serve parity. Within a
+            section the kept steps are spread evenly and include its first and last step.
 
     Returns:
         The kept indices, ascending.
@@ -82,6 +82,8 @@ def evenly_spaced(timesteps: int, counts: Sequence[int]) -> list[int]:
 
 def integer_stride(timesteps: int, count: int) -> list[int]:
     """Chooses every k-th timestep from 0 on, the spacing of DDIM section 4.2.
+
+    Serves parity: the reference offers it ("ddim25"), our samplers do not.
 
     Args:
         timesteps: T of the original process.

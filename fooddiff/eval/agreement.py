@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fooddiff import parallel
@@ -46,7 +45,7 @@ def ranks_of(
         ranks: from `make_ranks`.
         params: the classifier's weights.
         images: with labels, which are class ids of the classifier.
-        batch_size: images per call, a multiple of the number of devices; the last batch is padded and cut.
+        batch_size: images per call, a multiple of the number of devices.
         judge: the hash of the classifier.
         cache_dir: where chunks are kept; safe to delete at any time.
         after_chunk: called after a chunk was computed and stored; what it raises ends the work there.
@@ -54,12 +53,9 @@ def ranks_of(
     identity = {"images": images.identity["sha256"], "n": len(images.pixels), "judge": judge}
 
     def compute(rows: slice) -> dict[str, np.ndarray]:
-        pixels, labels, found = images.pixels[rows], images.labels[rows], []
-        for start in range(0, len(labels), batch_size):
-            some = np.resize(np.arange(start, min(start + batch_size, len(labels))), batch_size)
-            n = min(batch_size, len(labels) - start)
-            found.append(np.asarray(ranks(params, np.asarray(pixels[some]), jnp.asarray(labels[some], jnp.int32)))[:n])
-        return {"ranks": np.concatenate(found)}
+        labels = images.labels[rows].astype(np.int32)
+        found = parallel.in_batches(partial(ranks, params), images.pixels[rows], labels, batch_size=batch_size)
+        return {"ranks": np.concatenate(list(found))}
 
     folder = cache_dir / "agreement" / sha256_of_json(identity)[:16]
     chunks = stored_chunks(

@@ -3,7 +3,6 @@
 Owns the order of these steps and the caches between them. Knows no command line.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from fooddiff.eval.extract import Extract, feature_chunks, make_extract
 from fooddiff.eval.images import ImageSet, images_in
 from fooddiff.eval.resize import Resize
 from fooddiff.eval.results import Result
-from fooddiff.eval.stats import Stats, finish, grouped_sums, merge, read_stats, sums_of, write_stats
+from fooddiff.eval.stats import Stats, finish, grouped_sums, read_stats, sums_of, total, write_stats
 from fooddiff.eval.weights import InceptionWeights, metric_name
 from fooddiff.files.hashes import sha256_of, sha256_of_json
 
@@ -123,7 +122,7 @@ def stats_of(extractor: Extractor, images: ImageSet, name: str) -> Stats:
     path = _place(extractor, images)[0] / f"stats-{name}.npz"
     if not processes.first_says(path.exists()):
         sums = (sums_of(chunk) for chunk in features_of(extractor, images, name))
-        stats = finish(functools.reduce(merge, sums))
+        stats = finish(total(sums))
         processes.on_first(lambda: write_stats(path, stats, stats_provenance(extractor, images, name)))
     return read_stats(path)[0]
 

@@ -100,7 +100,7 @@ def feature_chunks(
     extract: Extract,
     *,
     identity: dict,
-    folder: Path | None,
+    folder: Path,
     progress: Callable[[int], object],
     after_chunk: Callable[[], None],
 ) -> Iterator[Features]:
@@ -111,7 +111,7 @@ def feature_chunks(
         extract: from `make_extract`.
         identity: JSON-able; everything that the features depend on (images, weights, resize rule, feature
             names).
-        folder: holds the chunks; None keeps nothing.
+        folder: holds the chunks.
         progress: called with the number of images that are done, after every batch and every chunk that was read.
         after_chunk: called after a chunk was computed and stored; what it raises ends the evaluation there.
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fooddiff.eval.distances import Estimate, paired_difference
 from fooddiff.eval.weights import InceptionWeights
-from fooddiff.files.atomic import atomic_path
+from fooddiff.files.atomic import write_atomically
 
 BIAS_WORTH_A_WARNING = 0.05  # of the value
 
@@ -113,8 +113,7 @@ def write_record(path: Path, content: dict) -> None:
         ValueError: a number is NaN or infinite.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_atomically(path, f"{text}\n".encode())
 
 
 def read_record(path: Path) -> dict:

@@ -6,15 +6,14 @@ Owns the float64 arithmetic on the host and the `mu, sigma` npz format. Knows ne
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fooddiff.arrays import Array, Float, Pixels
-from fooddiff.files.atomic import atomic_path
-from fooddiff.files.npz import read_npz
+from fooddiff.arrays import Array, Float
+from fooddiff.files.npz import read_npz, write_npz
 
 
 class Stats(NamedTuple):
@@ -108,25 +107,9 @@ def grouped_sums(batches: Iterable[Float[Array, "n d"]]) -> tuple[Sums, ...]:
     return tuple(groups[key] for key in sorted(groups))
 
 
-def total(groups: Sequence[Sums]) -> Sums:
-    """Sums of the union of disjoint groups."""
-    return functools.reduce(merge, groups)
-
-
-def feature_stats(batches: Iterable[Pixels], features: Callable[[Pixels], Float[Array, "n d"]]) -> Stats:
-    """Statistics of the features of a stream of images; memory does not grow with the number of images.
-
-    Args:
-        batches: u8[n, h, w, c] arrays; n may vary.
-        features: images -> f32[n, d].
-
-    Returns:
-        The statistics.
-
-    Raises:
-        ValueError: fewer than two images.
-    """
-    return finish(functools.reduce(merge, (sums_of(features(batch)) for batch in batches), Sums(0, 0.0, 0.0)))
+def total(parts: Iterable[Sums]) -> Sums:
+    """Sums of the union of disjoint sets, at least one."""
+    return functools.reduce(merge, parts)
 
 
 def write_stats(path: str | os.PathLike, stats: Stats, provenance: dict) -> None:
@@ -137,14 +120,8 @@ def write_stats(path: str | os.PathLike, stats: Stats, provenance: dict) -> None
         stats: with a known n.
         provenance: JSON-able; what was measured with what. Readers of `mu, sigma` ignore it.
     """
-    with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
-        np.savez(
-            file,
-            mu=stats.mean,
-            sigma=stats.cov,
-            n=np.int64(stats.n),
-            provenance=np.array(json.dumps(provenance, sort_keys=True)),
-        )
+    text = np.array(json.dumps(provenance, sort_keys=True))
+    write_npz(Path(path), {"mu": stats.mean, "sigma": stats.cov, "n": np.int64(stats.n), "provenance": text})
 
 
 def read_stats(path: str | os.PathLike, *, spatial: bool = False) -> tuple[Stats, dict | None]:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
-from safetensors import safe_open
 from tqdm.auto import tqdm
 
 from fooddiff.eval import inception
@@ -22,6 +21,7 @@ from fooddiff.files.atomic import atomic_path
 from fooddiff.files.hashes import sha256_of
 from fooddiff.files.lock import locked
 from fooddiff.files.npz import read_npz
+from fooddiff.files.safetensors_file import read_tensors
 from fooddiff.files.torch_file import load_state_dict
 
 GENUINE_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -133,15 +133,10 @@ def _converted(cache_dir: Path, sha256: str, names: tuple[str, ...]) -> Path:
 
 def _read(path: Path, required: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Those of the required parameters that the file has."""
-    if path.suffix in _TORCH_SUFFIXES:
-        return load_state_dict(path, wanted=lambda name: name in required)
     if path.suffix == ".npz":
         return read_npz(path, required)
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in set(file.keys()) & set(required)}
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
+    read = load_state_dict if path.suffix in _TORCH_SUFFIXES else read_tensors
+    return read(path, wanted=lambda name: name in required)
 
 
 def _check(arrays: Mapping[str, np.ndarray], required: Mapping[str, tuple[int, ...]], path: Path) -> None:

@@ -1,14 +1,22 @@
-"""The arrays of an npz file that may come from anybody."""
+"""Arrays to npz files, and from such as may come from anybody."""
 
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from fooddiff.files.atomic import atomic_path
+
 MAX_ARRAY_BYTES = 2**30  # of one array in an npz file, so that a small file cannot fill the memory
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays by name, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def npz_names(path: Path) -> list[str]:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Float, Image, Key
-from fooddiff.model.unet import GroupNorm, Level, Upsample, attention, check_counts, conv, make_levels
+from fooddiff.model.unet import GroupNorm, Level, Upsample, attention, conv, make_levels
+from fooddiff.settings import check_counts
 
 NORM_EPSILON = 1e-6
 

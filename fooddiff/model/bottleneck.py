@@ -43,7 +43,7 @@ def kl_divergence(posterior: Posterior, other: Posterior | None = None) -> PerEx
 
     Args:
         posterior: over f32[n, h, w, c].
-        other: a Gaussian over the same; None is the standard normal one.
+        other: a Gaussian over the same, which serves parity; None is the standard normal one.
 
     Returns:
         f32[n] in nats.
@@ -56,7 +56,7 @@ def kl_divergence(posterior: Posterior, other: Posterior | None = None) -> PerEx
 
 
 def negative_log_density(posterior: Posterior, z: Image) -> PerExample:
-    """-log of the density at z f32[n, h, w, c], summed over positions and channels: f32[n] in nats."""
+    """-log of the density at z f32[n, h, w, c], summed over positions and channels: f32[n] in nats. Serves parity."""
     mean, log_var = posterior
     return 0.5 * (math.log(2 * math.pi) + log_var + (z - mean) ** 2 / jnp.exp(log_var)).sum(axis=(1, 2, 3))
 
@@ -80,7 +80,7 @@ def quantize(z: Image, codebook: Float[Array, "k d"], *, beta: float = 0.25, leg
         z: f32[n, h, w, d].
         codebook: f32[k, d].
         beta: the weight, at least 0.
-        legacy: weight the codes' part, as latent-diffusion does.
+        legacy: weight the codes' part, as latent-diffusion does; the paper's weighting serves parity.
 
     Returns:
         Codes, indices and the loss, which is (1 + beta) times the mean squared distance.

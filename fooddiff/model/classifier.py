@@ -10,7 +10,6 @@ from fooddiff.arrays import Array, Float, Image, Key
 from fooddiff.model.unet import (
     GroupNorm,
     attention,
-    check_counts,
     heads_of,
     linear,
     make_blocks,
@@ -21,6 +20,7 @@ from fooddiff.model.unet import (
     split_heads,
     timestep_embedding,
 )
+from fooddiff.settings import check_counts
 
 POOLS = ("attention", "adaptive")
 

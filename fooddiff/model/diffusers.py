@@ -80,8 +80,7 @@ def unet_config(model: Mapping[str, Any], *, image_size: int, in_channels: int, 
     ):
         if not fits:
             raise ValueError(
-                f"config.model.{field} is {settings[field]!r}, which diffusers' UNet2DModel cannot compute: {why}. "
-                f"Export it with --format=stablehlo, or to a .safetensors file"
+                f"config.model.{field} is {settings[field]!r}, which diffusers' UNet2DModel cannot compute: {why}"
             )
     heads = [level.channels // _heads(settings, level.channels) for level in levels]
     used = {width for width, level in zip(heads, levels, strict=True) if level.attends} | {heads[-1]}  # of the middle

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Float, Image, Key, Scalar
-from fooddiff.model.unet import check_counts
+from fooddiff.settings import check_counts
 
 NORM_EPSILON = 1e-5
 SLOPE = 0.2  # of the leaky ReLU
@@ -31,15 +31,7 @@ class BatchNorm(nnx.Module):
 class PatchDiscriminator(nnx.Module):
     """Tells real patches from reconstructed ones; latent-diffusion's NLayerDiscriminator."""
 
-    def __init__(
-        self,
-        *,
-        rngs: nnx.Rngs,
-        in_channels: int = 3,
-        channels: int = 64,
-        num_layers: int = 3,
-        dtype: jnp.dtype = jnp.float32,
-    ):
+    def __init__(self, *, rngs: nnx.Rngs, in_channels: int = 3, channels: int = 64, num_layers: int = 3):
         """Builds the network.
 
         Args:
@@ -47,25 +39,22 @@ class PatchDiscriminator(nnx.Module):
             in_channels: channels of the image.
             channels: width of the first layer; each further one is twice as wide, but none more than 8 times.
             num_layers: how often the resolution is halved. A logit sees 70 x 70 pixels with 3, 34 x 34 with 2.
-            dtype: what convolutions compute in.
 
         Raises:
             ValueError: a count below 1.
         """
         check_counts(in_channels=in_channels, channels=channels, num_layers=num_layers)
         widths = [channels * min(2**i, MAX_MULT) for i in range(num_layers + 1)]
-        normed = dict(bias=False, dtype=dtype, rngs=rngs)
         self.convs = nnx.List(
             [
-                _conv(in_channels, widths[0], stride=2, bias=True, dtype=dtype, rngs=rngs),
-                *(_conv(widths[i - 1], widths[i], stride=2, **normed) for i in range(1, num_layers)),
-                _conv(widths[-2], widths[-1], stride=1, **normed),
-                _conv(widths[-1], 1, stride=1, bias=True, dtype=jnp.float32, rngs=rngs),
+                _conv(in_channels, widths[0], stride=2, bias=True, rngs=rngs),
+                *(_conv(widths[i - 1], widths[i], stride=2, bias=False, rngs=rngs) for i in range(1, num_layers)),
+                _conv(widths[-2], widths[-1], stride=1, bias=False, rngs=rngs),
+                _conv(widths[-1], 1, stride=1, bias=True, rngs=rngs),
             ]
         )
         self.norms = nnx.List([BatchNorm(width, rngs=rngs) for width in widths[1:]])
         self.smallest = 3 * 2**num_layers
-        self.dtype = dtype
 
     def __call__(self, x: Image, *, dropout_key: Key | None = None) -> Float[Array, "n h w 1"]:
         """Logits of patches that overlap: large where they look real.
@@ -83,16 +72,16 @@ class PatchDiscriminator(nnx.Module):
         _, height, width, _ = x.shape
         if min(height, width) < self.smallest:
             raise ValueError(f"images of {height}x{width} are too small: expected at least {self.smallest} pixels")
-        h = jax.nn.leaky_relu(self.convs[0](x.astype(self.dtype)), SLOPE)
+        h = jax.nn.leaky_relu(self.convs[0](x), SLOPE)
         for layer, norm in zip(self.convs[1:-1], self.norms, strict=True):
-            h = jax.nn.leaky_relu(norm(layer(h).astype(jnp.float32)), SLOPE).astype(self.dtype)
-        return self.convs[-1](h.astype(jnp.float32))
+            h = jax.nn.leaky_relu(norm(layer(h)), SLOPE)
+        return self.convs[-1](h)
 
 
-def _conv(in_channels: int, out_channels: int, *, stride: int, bias: bool, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+def _conv(in_channels: int, out_channels: int, *, stride: int, bias: bool, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(
         in_channels, out_channels, (4, 4), strides=stride, padding=1, use_bias=bias,
-        kernel_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs,
+        kernel_init=nnx.initializers.normal(0.02), dtype=jnp.float32, rngs=rngs,
     )  # fmt: skip
 
 

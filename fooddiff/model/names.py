@@ -21,14 +21,15 @@ def check_fit(state_dict: Mapping[str, np.ndarray], export: Callable[[Params], M
     weightless = {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in like.items()}
     expected = {name: value.shape for name, value in export(weightless).items()}
     found = {name: value.shape for name, value in state_dict.items()}
+    if problems := misfits(expected, found, "the file"):
+        raise ValueError(f"the checkpoint is of another architecture: {problems}")
+
+
+def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> str:
+    """How many of the shapes that were found somewhere are not as expected, and the first of them; "" if all are."""
     problems = [
-        f"{name}: the model has {expected.get(name, 'none')}, the file has {found.get(name, 'none')}"
+        f"{name}: the model has {expected.get(name, 'none')}, {where} has {found.get(name, 'none')}"
         for name in expected | found
         if expected.get(name) != found.get(name)
     ]
-    if problems:
-        shown = "\n  ".join(problems[:5])
-        raise ValueError(
-            "the checkpoint is of another architecture: "
-            f"{len(problems)} tensors do not fit this model, first\n  {shown}"
-        )
+    return "\n  ".join([f"{len(problems)} tensors do not fit, first", *problems[:5]]) if problems else ""

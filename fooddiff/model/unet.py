@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Cond, Float, Image, Key
+from fooddiff.settings import check_counts
 
 NORM_EPSILON = 1e-5
 
@@ -305,10 +306,11 @@ def run_stage(
     return apply(x, embedding, key)
 
 
-def check_counts(**counts: int | None) -> None:
-    """Raises ValueError unless every count that is given is at least 1."""
-    if bad := [f"{name} is {n}, expected at least 1" for name, n in counts.items() if n is not None and n < 1]:
-        raise ValueError(bad[0])
+def check_labels(cond: Cond, *, known: bool) -> None:
+    """Raises ValueError unless a network gets labels exactly if it knows classes."""
+    if ("y" in cond) != known:
+        needs = "a class-conditional network needs labels"
+        raise ValueError("an unconditional network takes no labels" if "y" in cond else needs)
 
 
 class Level(NamedTuple):
@@ -561,9 +563,7 @@ class UNet(nnx.Module):
             ValueError: labels without a class embedding, a low-resolution image without its channels, or the other way
                 round.
         """
-        if ("y" in cond) != (self.label is not None):
-            needs = "a class-conditional network needs labels"
-            raise ValueError("an unconditional network takes no labels" if "y" in cond else needs)
+        check_labels(cond, known=self.label is not None)
         if ("low_res" in cond) != self.low_res:
             needs = 'a network for super-resolution needs a low-resolution image, cond["low_res"]'
             raise ValueError(needs if self.low_res else 'a network without low_res takes no cond["low_res"]')

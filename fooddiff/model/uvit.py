@@ -13,13 +13,14 @@ from fooddiff.model.unet import (
     GroupNorm,
     ResBlock,
     attention,
-    check_counts,
+    check_labels,
     conv,
     linear,
     space_to_depth,
     timestep_embedding,
     zero_conv,
 )
+from fooddiff.settings import check_counts
 from fooddiff.xla import dot_general
 
 TIME_FEATURES = 128
@@ -149,9 +150,7 @@ class UViT(nnx.Module):
         Raises:
             ValueError: labels without a class embedding, or the other way round.
         """
-        if ("y" in cond) != (self.label is not None):
-            needs = "a class-conditional network needs labels"
-            raise ValueError("an unconditional network takes no labels" if "y" in cond else needs)
+        check_labels(cond, known=self.label is not None)
         features = timestep_embedding(t, TIME_FEATURES, max_period=MAX_PERIOD)
         embedding = self.time_out(jax.nn.silu(self.time_in(features)))
         if self.label is not None:

@@ -171,16 +171,12 @@ def provenance(run: Run, distance: Distance) -> str:
     )
 
 
-def save(drawing: Drawing, folder: Path) -> list[Path]:
+def save(drawing: Drawing, folder: Path) -> None:
     """Writes a drawing as SVG and PNG on white, which stays legible on a dark page."""
-    paths = []
     with mpl.rc_context(STYLE):
         for suffix, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
-            path = folder / f"{drawing.name}.{suffix}"
-            with atomic_path(path) as temporary:
+            with atomic_path(folder / f"{drawing.name}.{suffix}") as temporary:
                 drawing.figure.savefig(temporary, format=suffix, facecolor="white", **options)
-            paths.append(path)
-    return paths
 
 
 def _figure(name: str, draw: Callable[[Axes], bool], label: str, scale: str, alt: str) -> Drawing | None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
 from io import BytesIO
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from fooddiff.files.atomic import atomic_path
 from fooddiff.report import figures
 from fooddiff.report.figures import SCALES, Drawing
 from fooddiff.report.runs import Conditions, Distance, Floor, ReportError, Run
@@ -228,9 +226,3 @@ def _figure(value: float | None) -> str:
 
 def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def write_page(path: Path, html: str) -> None:
-    """Writes the page atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")

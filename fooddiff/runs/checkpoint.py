@@ -349,9 +349,9 @@ class Checkpoints:
             params = self._read(step, params=ocp.args.StandardRestore(like)).params
             self._compare(step, hashes, {"params": params})
             return params
-        item = ocp.args.PyTreeRestore(
-            {average: like}, restore_args=_restore_args({average: like}), partial_restore=True
-        )
+        wanted = {average: like}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+        item = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
         params = self._read(step, ema=item).ema[average]
         self._compare(step, hashes, {f"ema/{average}": params})
         return params
@@ -395,10 +395,6 @@ def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
     if step is not None and step not in steps:
         raise FileNotFoundError(f"no checkpoint of step {step} in {checkpoints.directory}: there are {steps}")
     return steps[-1] if step is None else step
-
-
-def _restore_args(like):
-    return ocp.checkpoint_utils.construct_restore_args(like)
 
 
 def _score(metrics: Mapping[str, float]) -> float:

@@ -12,8 +12,7 @@ import numpy as np
 
 from fooddiff import processes
 from fooddiff.arrays import Params
-from fooddiff.files.atomic import atomic_path
-from fooddiff.files.npz import read_npz
+from fooddiff.files.npz import read_npz, write_npz
 from fooddiff.runs.workdir import WorkdirError
 
 NAME = "codec.npz"
@@ -22,8 +21,7 @@ NAME = "codec.npz"
 def write_codec(workdir: Path, tensors: Params) -> None:
     """Writes a run's codec, if it has one."""
     if tensors:
-        with atomic_path(workdir / NAME) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **{name: np.asarray(value) for name, value in tensors.items()})
+        write_npz(workdir / NAME, {name: np.asarray(value) for name, value in tensors.items()})
 
 
 def read_codec(workdir: Path, like: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:

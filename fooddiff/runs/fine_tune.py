@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from fooddiff.arrays import Params
 from fooddiff.build import codec_tensors
+from fooddiff.model.names import misfits
 from fooddiff.runs.load import TrainedModel
 from fooddiff.runs.workdir import WorkdirError, differences, to_json
 
@@ -45,16 +46,8 @@ def starting_weights(
     expected = {name: leaf.shape for name, leaf in like.items() if name not in renewed}
     apart = renewed | codec_tensors(source.config).keys()
     found = {name: leaf.shape for name, leaf in source.params.items() if name not in apart}
-    problems = [
-        f"{name}: this model has {expected.get(name, 'none')}, the other has {found.get(name, 'none')}"
-        for name in expected | found
-        if expected.get(name) != found.get(name)
-    ]
-    if problems:
-        shown = "\n  ".join(problems[:5])
-        raise WorkdirError(
-            f"config.init_from is a model of another architecture: {len(problems)} tensors do not fit, first\n  {shown}"
-        )
+    if problems := misfits(expected, found, "the other"):
+        raise WorkdirError(f"config.init_from is a model of another architecture: {problems}")
     log.info("starting from step %d of config.init_from, weights %s", source.step, source.weights)
     if renewed:
         log.info(

@@ -108,12 +108,12 @@ def check_task(config: ConfigDict, task: str | None, where: Path) -> None:
         raise WorkdirError(f"{where} holds a model of the task {found!r}, where one of the task {task!r} is needed")
 
 
-def check_classes(trained: TrainedModel, class_names: tuple[str, ...]) -> None:
-    """Raises WorkdirError unless the classes of data are those that a model is told, if it is told any."""
+def check_classes(trained: TrainedModel, class_names: tuple[str, ...], what: str) -> None:
+    """Raises WorkdirError unless the classes of `what` are those that a model is told, if it is told any."""
     if trained.model.num_classes is not None and class_names != trained.class_names:
         raise WorkdirError(
-            f"the model's classes are not those of the data, or in another order: it knows "
-            f"{', '.join(trained.class_names[:3])}, ..., the data have {', '.join(class_names[:3])}, ..."
+            f"the classes of {what} are not those of the model, or in another order: {', '.join(class_names[:3])}, "
+            f"... instead of {', '.join(trained.class_names[:3])}, ..."
         )
 
 

@@ -1,7 +1,7 @@
 """A model in one file: weights, config and class names as safetensors. Nothing that the file says is run."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,22 +65,6 @@ def read_weights(path: Path) -> WeightsFile:
             f"{path} was not written by `python -m fooddiff.convert export`, or is not whole: {error}"
         ) from error
     return WeightsFile(about, params)
-
-
-def read_tensors(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """Reads those tensors of any safetensors file whose names are wanted.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is no such file, or not whole.
-    """
-    try:
-        with safe_open(path, framework="numpy") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys() if wanted(name)}  # noqa: SIM118
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # safetensors raises many types on hostile bytes
-        raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
 
 
 def _hash(texts: Mapping[str, str], tensors: Params) -> str:

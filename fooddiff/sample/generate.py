@@ -107,7 +107,7 @@ def _step_noise(key: Key, ids: Int[Array, "n 2"], codec: Codec) -> Noise:
 
 
 def draw_batches(draw: Draw, params: Params, key: Key, ids: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Draws any number of samples with one compiled batch size; the last batch is padded and cut.
+    """Draws any number of samples with one compiled batch size; see `parallel.in_batches`.
 
     Args:
         draw: from `make_draw`.
@@ -119,10 +119,7 @@ def draw_batches(draw: Draw, params: Params, key: Key, ids: np.ndarray, batch_si
     Yields:
         uint8[<= batch_size, h, w, c], in the order of `ids`.
     """
-    for start in range(0, len(ids), batch_size):
-        chunk = ids[start : start + batch_size]
-        padded = np.resize(chunk, (batch_size, 2)).astype(np.int32)
-        yield np.asarray(draw(params, key, padded))[: len(chunk)]
+    yield from parallel.in_batches(partial(draw, params, key), ids.astype(np.int32), batch_size=batch_size)
 
 
 def sample_ids(classes: Sequence[int], per_class: int) -> np.ndarray:

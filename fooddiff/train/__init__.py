@@ -1,1 +1,1 @@
-"""Training: state -> step -> loop, with checkpoints and records as the files that later stages read."""
+"""Training: task -> state -> step -> loop. Knows neither files nor what is trained."""

@@ -157,9 +157,9 @@ def fingerprint(folders: Iterable[Path]) -> str:
     return hashlib.sha256("".join(sorted(lines)).encode(errors="surrogateescape")).hexdigest()
 
 
-def some(names: Sequence[str], limit: int = 5) -> str:
-    """Lists the first few of some names for a message."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit:,} more" if len(names) > limit else "")
+def some(names: Sequence[str]) -> str:
+    """Lists the first five of some names for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
 
 
 def read_image(path: Path) -> Image.Image:
