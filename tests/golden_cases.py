@@ -31,7 +31,16 @@ from fooddiff.diffusion.losses import hybrid_loss, mse_loss, vlb_loss
 from fooddiff.diffusion.schedule import cosine_betas, evenly_spaced, integer_stride, linear_betas
 
 GOLDEN = Path(os.environ.get("FOODDIFF_GOLDEN_DIR") or Path(__file__).parent / "golden").resolve()
+if not any(GOLDEN.glob("*.json")):
+    raise FileNotFoundError(f"{GOLDEN} holds no manifest (*.json), so there is nothing to compare with")
 DEAR = () if os.environ.get("FOODDIFF_GOLDEN_DIR") else (pytest.mark.slow,)  # arrays that are asked for are all checked
+
+
+KINDS = {
+    "adm_unet", "adm_classifier", "superres", "adm_guidance", "ldm_autoencoder_kl", "ldm_autoencoder_vq",
+    "ldm_vq_model", "ldm_discriminator", "taesd", "cfg",
+}  # fmt: skip
+"""What a manifest's `kind` may be."""
 
 
 class Case(NamedTuple):
@@ -74,27 +83,34 @@ def resampler_arrays(directory: Path = GOLDEN) -> dict[str, np.ndarray]:
 
 def unet_cases(directory: Path = GOLDEN) -> list[Case]:
     """The cases unet_<name>.json."""
-    return [
-        Case(path.stem.removeprefix("unet_"), _load_json(path), _load_arrays(path.with_suffix(".npz")))
-        for path in sorted(directory.glob("unet_*.json"))
-    ]
+    return [case._replace(name=case.name.removeprefix("unet_")) for case in _cases_named("unet_*", directory)]
 
 
 def trajectory_cases(directory: Path = GOLDEN) -> list[Case]:
     """The case trajectory.json."""
-    return [
-        Case(path.stem, _load_json(path), _load_arrays(path.with_suffix(".npz")))
-        for path in sorted(directory.glob("trajectory*.json"))
-    ]
+    return _cases_named("trajectory*", directory)
 
 
 def cases_of_kind(kind: str, directory: Path = GOLDEN) -> list[Case]:
     """The cases of all manifests that name this kind."""
-    manifests = {path: _load_json(path) for path in sorted(directory.glob("*.json"))}
     return [
         Case(path.stem, manifest, _load_arrays(path.with_suffix(".npz")))
-        for path, manifest in manifests.items()
+        for path, manifest in manifests(directory).items()
         if manifest.get("kind") == kind
+    ]
+
+
+def manifests(directory: Path = GOLDEN, names: str = "*") -> dict[Path, dict[str, Any]]:
+    """What the files <names>.json hold."""
+    return {path: _load_json(path) for path in sorted(directory.glob(f"{names}.json"))}
+
+
+def _cases_named(names: str, directory: Path) -> list[Case]:
+    """The cases of manifests that go by their file's name: a kind takes them whatever it is."""
+    return [
+        Case(path.stem, manifest, _load_arrays(path.with_suffix(".npz")))
+        for path, manifest in manifests(directory, names).items()
+        if "kind" not in manifest
     ]
 
 
@@ -105,8 +121,9 @@ def part(manifest: Case, name: str) -> Case:
 
 
 def checkpoint_files(directory: Path = GOLDEN) -> list[Path]:
-    """The state dicts in OpenAI's file format."""
-    return sorted(directory.glob("*.pt"))
+    """The state dicts in OpenAI's file format that no manifest of a kind calls its own."""
+    owned = {manifest.get("checkpoint") for manifest in manifests(directory).values()}
+    return [path for path in sorted(directory.glob("*.pt")) if path.name not in owned]
 
 
 def weights(case: Case, folder: str = "weights") -> dict[str, np.ndarray]:
@@ -200,7 +217,7 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of our UNet, from those of the reference's UNetModel (of either repository)."""
     return _network_arguments(config) | dict(
         out_channels=config["out_channels"],
-        stem_channels=int(config["channel_mult"][0] * config["model_channels"]),
+        stem_channels=int(config.get("channel_mult", (1,))[0] * config["model_channels"]),
         num_heads_upsample=_given(config.get("num_heads_upsample", -1)),
         num_classes=config.get("num_classes"),
     )
@@ -213,13 +230,14 @@ def classifier_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _network_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Attention comes as downsampling rates; one that never occurs has no effect there."""
-    size = config["image_size"]
-    rates = {2**level for level in range(len(config["channel_mult"]))} & set(config["attention_resolutions"])
+    refuse_others(config, dims=2, use_fp16=False)
+    size, channel_mult = config["image_size"], config.get("channel_mult", (1, 2, 4, 8))
+    rates = {2**level for level in range(len(channel_mult))} & set(config["attention_resolutions"])
     return dict(
         image_size=size,
         in_channels=config["in_channels"],
         model_channels=config["model_channels"],
-        channel_mult=tuple(config["channel_mult"]),
+        channel_mult=tuple(channel_mult),
         num_res_blocks=config["num_res_blocks"],
         attention_resolutions=tuple(size // rate for rate in rates),
         num_heads=config.get("num_heads", 1),
@@ -230,6 +248,13 @@ def _network_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         scale_shift_norm=config.get("use_scale_shift_norm", False),
         dropout=config.get("dropout", 0.0),
     )
+
+
+def refuse_others(config: Mapping[str, Any], **only: Any) -> None:
+    """Raises ValueError where an argument of the reference is not the only value that has a counterpart here."""
+    for name, value in only.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{name} is {config[name]!r}, but only {value!r} has a counterpart here")
 
 
 def _given(value: int) -> int | None:
@@ -317,11 +342,11 @@ def check(errors: list[Error]) -> None:
 
 
 def perturbed(golden: Arrays, name: str, tolerance: Tolerance) -> dict[str, np.ndarray]:
-    """`golden` with the largest entry of one array moved by ten times its tolerance."""
+    """`golden` with the largest entry of one array moved by ten times its tolerance, or by 1 where that is zero."""
     array = np.array(golden[name], np.float64)
     entry = np.unravel_index(np.abs(array).argmax(), array.shape)
     allowed = np.broadcast_to(tolerance.value * tolerance.scale(golden, name), array.shape)
-    array[entry] += 10 * allowed[entry]
+    array[entry] += 10 * allowed[entry] or 1
     return {**golden, name: array}
 
 

@@ -97,12 +97,9 @@ def write_config(path, unet):
     return f"--config={path}"
 
 
-FIRST, *OTHERS = checkpoint_files()
-
-
 @pytest.fixture(
     scope="module",
-    params=[FIRST, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)],
+    params=[pytest.param(path, marks=[pytest.mark.slow] if i else []) for i, path in enumerate(checkpoint_files())],
     ids=lambda path: path.stem,
 )
 def golden(request, tmp_path_factory):

@@ -119,3 +119,15 @@ def test_checkpoint(case):
     assert same_arrays(state_dict, golden_cases.weights(case, "state"))
     params = from_openai(state_dict, abstract_params(make_case_network(case)))
     assert same_arrays(to_openai(params), state_dict)
+
+
+def test_every_kind_is_known():
+    kinds = {path.name: manifest["kind"] for path, manifest in golden_cases.manifests().items() if "kind" in manifest}
+    assert set(kinds.values()) <= golden_cases.KINDS, kinds
+
+
+@pytest.mark.parametrize("setting", [{"dims": 3}, {"use_fp16": True}])
+def test_settings_without_a_counterpart_are_refused(setting):
+    arguments = dict(image_size=8, in_channels=3, model_channels=32, num_res_blocks=1, attention_resolutions=[])
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is .* only .* has a counterpart here"):
+        golden_cases.unet_arguments(arguments | dict(out_channels=3) | setting)

@@ -16,12 +16,17 @@ from tests import golden_cases
 from tests.golden_cases import Case, Tolerance, check, compare, example_size, nchw, nhwc, perturbed
 
 MANIFESTS = golden_cases.cases_of_kind("cfg")
-CASES = [golden_cases.part(manifest, name) for manifest in MANIFESTS for name in manifest.config["cases"]]
+CASES = [golden_cases.part(manifest, name) for manifest in MANIFESTS for name in manifest.config.get("cases", {})]
+COMBINED = [manifest for manifest in MANIFESTS if "combine_schedule" in manifest.config]
 if not MANIFESTS:
     pytest.skip(f"{golden_cases.GOLDEN} has nothing of kind cfg", allow_module_level=True)
 
 TABLES = Tolerance(1e-6, "of the entry", lambda golden, name: np.abs(golden[name]))
-ROOTS = Tolerance(1e-6, "", lambda golden, name: np.ones(()))  # the reference's cancel in float32
+ROOTS = Tolerance(
+    1e-6,
+    "and the rounding of 1 - alpha_bar, which the reference has in float32",
+    lambda golden, name: 1 + 2.0**-24 / np.sqrt(1 - golden["ddim_alphas_prev"]) / 1e-6,
+)
 EXACT = Tolerance(0.0, "", lambda golden, name: np.ones(()))
 STEPS = Tolerance(
     5e-5,
@@ -39,9 +44,12 @@ def ldm_betas(beta_schedule: str, timesteps: int, linear_start: float, linear_en
             return np.linspace(linear_start**0.5, linear_end**0.5, timesteps) ** 2
         case "sqrt_linear":
             return np.linspace(linear_start, linear_end, timesteps)
+        case "sqrt":
+            return np.linspace(linear_start, linear_end, timesteps) ** 0.5
         case "cosine":
             alpha_bar = np.cos((np.arange(timesteps + 1) / timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
             return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, MAX_BETA)
+    raise ValueError(f'beta_schedule is {beta_schedule!r}, expected "linear", "sqrt_linear", "sqrt" or "cosine"')
 
 
 def keep(steps: int, timesteps: int) -> list[int]:
@@ -56,12 +64,15 @@ def network(x_t, t, cond):
 
 def tables_of(case: Case) -> dict[str, np.ndarray]:
     betas = ldm_betas(**case.config["schedule"])
-    kept = keep(case.config["S"], len(betas))
-    alpha_bar = make_tables(betas, kept, rescale_timesteps=False).sqrt_alpha_bar ** 2
+    kept = make_tables(betas, keep(case.config["S"], len(betas)), rescale_timesteps=False)
+    alpha_bar = kept.sqrt_alpha_bar**2
     return dict(
         alphas_cumprod=np.cumprod(1 - betas),
+        ddim_timesteps=kept.timesteps[1:],
         ddim_alphas=alpha_bar[1:],
         ddim_alphas_prev=alpha_bar[:-1],
+        ddim_sigmas=case.config["eta"] * np.exp(kept.posterior_log_var[1:] / 2),
+        ddim_sqrt_one_minus_alphas=np.sqrt(1 - alpha_bar[1:]),
     )
 
 
@@ -118,8 +129,9 @@ def case(request):
 def computed(case):
     """(ours, golden, tolerance) of the tables and, for DDIM, of the loop."""
     tables = tables_of(case)
-    roots = {"ddim_sqrt_one_minus_alphas": np.sqrt(1 - tables["ddim_alphas"])}
-    groups = [(tables, case.arrays, TABLES), (roots, case.arrays, ROOTS)]
+    times = {"ddim_timesteps": tables.pop("ddim_timesteps")}
+    roots = {name: tables.pop(name) for name in ("ddim_sigmas", "ddim_sqrt_one_minus_alphas")}
+    groups = [(tables, case.arrays, TABLES), (roots, case.arrays, ROOTS), (times, case.arrays, EXACT)]
     if case.config["sampler"] == "ddim":
         times, images = loop_of(case)
         groups += [(times, case.arrays, EXACT), (images, case.arrays, STEPS)]
@@ -139,6 +151,12 @@ def test_loops_equal_the_reference(case, computed, report):
     check(errors)
 
 
+def test_every_array_is_compared(case, computed):
+    of_plms = {"model_t", "eps", "x", "pred_x0"} if case.config["sampler"] == "plms" else set()
+    inputs = {"x_T", "cond", "uncond", "noise"}
+    assert case.arrays.keys() - inputs - of_plms == {name for ours, _, _ in computed for name in ours}
+
+
 def test_perturbed_arrays_fail(case, computed):
     for ours, golden, tolerance in computed:
         for array in ours.keys() & golden.keys():
@@ -147,7 +165,7 @@ def test_perturbed_arrays_fail(case, computed):
                 check(compare(case.name, {array: ours[array]}, moved, tolerance))
 
 
-@pytest.mark.parametrize(**golden_cases.by_name(MANIFESTS))
+@pytest.mark.parametrize(**golden_cases.by_name(COMBINED))
 def test_combinations_equal_the_reference(case, report):
     golden = golden_cases.below(case.arrays, "combine")
     ours = combined(case)

@@ -19,8 +19,8 @@ from tests import golden_cases
 from tests.golden_cases import Case, Tolerance, check, compare, example_size, nchw, nhwc, perturbed, probe, tables
 
 MANIFESTS = golden_cases.cases_of_kind("adm_guidance")
-CASES = [golden_cases.part(manifest, name) for manifest in MANIFESTS for name in manifest.config["cases"]]
-NETWORK_CASES = [golden_cases.part(each, name) for each in MANIFESTS for name in each.config["network_cases"]]
+CASES = [golden_cases.part(manifest, name) for manifest in MANIFESTS for name in manifest.config.get("cases", {})]
+NETWORK_CASES = [golden_cases.part(each, name) for each in MANIFESTS for name in each.config.get("network_cases", {})]
 if not MANIFESTS:
     pytest.skip(f"{golden_cases.GOLDEN} has nothing of kind adm_guidance", allow_module_level=True)
 
@@ -45,9 +45,30 @@ def in_examples(value: float, *, after_clipping: float = 0.0) -> Tolerance:
     return Tolerance(value, "of the example's largest entry above 1", scale)
 
 
+def in_ddim_steps(value: float, *, after_clipping: float) -> Tolerance:
+    """The same, and the rounding of the reference's own float32 in its coefficient of eps.
+
+    It takes the root of 1 - alpha_bar - sigma^2 of the next step, which cancels next to the data and, for eta = 1, next
+    to the noise; where x_0 is clipped, eps is in the hundreds next to the data.
+    """
+    others = in_examples(value, after_clipping=after_clipping)
+    unit = 2.0**-24
+
+    def scale(golden, name):
+        eta, clip = name.removeprefix("ddim_eta").split("_clip")
+        alpha_bar, after = (golden[table][golden["t"]] for table in ("alphas_cumprod", "alphas_cumprod_prev"))
+        signal, sigma = (root.reshape(-1, 1, 1, 1) for root in (alpha_bar**0.5, (1 - alpha_bar) ** 0.5))
+        eps = np.abs(golden["x_t"] - signal * golden[f"cond_score_pred_xstart_clip{clip}"]) / sigma
+        kept = (1 - after) * (1 - float(eta) ** 2 * (1 - alpha_bar / after) / (1 - alpha_bar))
+        rounding = np.where(golden["t"] > 0, unit / np.maximum(kept, unit) ** 0.5, 0) * eps.max(axis=(1, 2, 3))
+        return others.scale(golden, name) + rounding.reshape(-1, 1, 1, 1) / value
+
+    return others._replace(scale=scale)
+
+
 TABLES = Tolerance(1e-12, "of the entry", lambda golden, name: np.abs(golden[name]))
 FORMULAS = in_examples(1e-5, after_clipping=1e-6)
-DDIM_STEPS = in_examples(3e-5, after_clipping=1e-6)
+DDIM_STEPS = in_ddim_steps(3e-5, after_clipping=1e-6)
 LOOPS = in_examples(1e-4)
 SAMPLES = Tolerance(
     2e-3, "of the largest entry above 1", lambda golden, name: np.maximum(1, np.abs(golden[name]).max())
@@ -165,11 +186,11 @@ def test_perturbed_arrays_fail(case, computed):
 
 
 def network_of(case: Case, name: str, module, arguments):
-    """A network of another golden file, with its parameters bound."""
+    """A network of another golden file, with its parameters bound, and its arguments there."""
     (file,) = (each for each in golden_cases.cases_of_kind(KINDS[name]) if each.name == case.config[name])
     network = make_network(module, **arguments(file.config["arguments"]))
     params = from_openai(golden_cases.weights(file, "state"), abstract_params(network))
-    return lambda *inputs: network.apply(params, *inputs)
+    return lambda *inputs: network.apply(params, *inputs), file.config["arguments"]
 
 
 @pytest.fixture(**golden_cases.through(NETWORK_CASES))
@@ -182,8 +203,12 @@ def network_computed(network_case):
     """Every iteration of a loop with a network and a classifier."""
     case = network_case
     config, arrays = case.config, case.arrays
-    unet = network_of(case, "unet", UNet, golden_cases.unet_arguments)
-    classify = network_of(case, "classifier", Classifier, golden_cases.classifier_arguments)
+    network, unet_arguments = network_of(case, "unet", UNet, golden_cases.unet_arguments)
+    classify, _ = network_of(case, "classifier", Classifier, golden_cases.classifier_arguments)
+
+    def unet(x_t, t, cond):
+        return network(x_t, t, cond if unet_arguments.get("num_classes") else {})
+
     process = golden_cases.make_case_process(config["diffusion"])
     denoise = golden_cases.make_case_denoiser(config["diffusion"], unet)
     denoise = clipped(denoise) if config["clip_denoised"] else denoise

@@ -50,13 +50,17 @@ def report():
 def autoencoder_arguments(config) -> dict:
     """The arguments of ours, from those of the reference, where attention at a size that never occurs has no effect."""
     network = config["ddconfig"]
-    sizes = {network["resolution"] >> level for level in range(len(network["ch_mult"]))}
+    golden_cases.refuse_others(
+        network, resamp_with_conv=True, attn_type="vanilla", use_linear_attn=False, tanh_out=False, give_pre_end=False
+    )
+    channel_mult = tuple(network.get("ch_mult", (1, 2, 4, 8)))
+    sizes = {network["resolution"] >> level for level in range(len(channel_mult))}
     return dict(
         image_size=network["resolution"],
         in_channels=network["in_channels"],
         out_channels=network["out_ch"],
         model_channels=network["ch"],
-        channel_mult=tuple(network["ch_mult"]),
+        channel_mult=channel_mult,
         num_res_blocks=network["num_res_blocks"],
         attention_resolutions=tuple(sizes & set(network["attn_resolutions"])),
         z_channels=network["z_channels"],

@@ -51,11 +51,12 @@ def guided(
 
     def extrapolate(x_t: Image, level: Level, cond: Cond) -> Prediction:
         ours, other = denoise(x_t, level, cond), guide(x_t, level, cond)
-        x_0 = other.x_0 + scale * (ours.x_0 - other.x_0)
+        x_0, eps = (theirs + scale * (own - theirs) for own, theirs in ((ours.x_0, other.x_0), (ours.eps, other.eps)))
         if rescale:
             deviation = ours.x_0.std(axis=(1, 2, 3), keepdims=True) / x_0.std(axis=(1, 2, 3), keepdims=True)
             x_0 = x_0 * (rescale * deviation + 1 - rescale)
-        return Prediction(x_0, eps_from_x0(level, x_0, x_t), ours.log_var)
+            eps = eps_from_x0(level, x_0, x_t)
+        return Prediction(x_0, eps, ours.log_var)
 
     def within_interval(x_t: Image, level: Level, cond: Cond) -> Prediction:
         low, high = interval
