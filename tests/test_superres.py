@@ -14,6 +14,7 @@ from fooddiff.arrays import Batch
 from fooddiff.codec import to_signed
 from fooddiff.commands import sample, superres, train
 from fooddiff.commands.eval import main as evaluator
+from fooddiff.commands.guide import check_enlarges
 from fooddiff.convert import importing
 from fooddiff.low_res import shrink
 from fooddiff.runs.load import load_trained
@@ -163,17 +164,34 @@ def test_a_cascade_from_the_command(base, upsampler, tmp_path):
     assert a != b
 
 
+@pytest.mark.slow
+def test_a_cascade_is_scored_at_the_size_of_its_images(base, upsampler, tmp_path):
+    np.savez(tmp_path / "stem.npz", **random_stem())
+    with tiny.small_reference(20):
+        evaluator([
+            "run", f"--workdir={base}", f"--upsample={upsampler}", "--per_class=1", "--batch_size=10",
+            f"--inception={tmp_path / 'stem.npz'}", f"--cache_dir={tmp_path}",
+        ])  # fmt: skip
+    (path,) = (base / "eval").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["reference"]["identity"]["size"] == 16
+    assert record["samples"]["made_by"]["recipe"]["upsampler"]["sampling"]["sampler"] == "ancestral"
+
+
 def test_models_that_do_not_fit_are_named(base, upsampler, tmp_path):
     above, below = load(upsampler), load(base)
-    superres.check_fits(above, below, tmp_path)
-    with pytest.raises(WorkdirError, match="takes images of 8 pixels, the model draws 16"):
-        superres.check_fits(above, above, tmp_path)
+    check_enlarges(above, below, tmp_path)
+    check_enlarges(above, above, tmp_path)  # it shrinks what is as large as what it gives
+    below.config.data.image_size = 12
+    with pytest.raises(WorkdirError, match=r"takes images of 8 pixels, or shrinks .* up to 16; the model draws 12"):
+        check_enlarges(above, below, tmp_path)
+    below.config.data.image_size = 8
     without_classes = below._replace(model=below.model._replace(num_classes=None))
     with pytest.raises(WorkdirError, match="told the class of an image, and the model knows no classes"):
-        superres.check_fits(above, without_classes, tmp_path)
+        check_enlarges(above, without_classes, tmp_path)
     with pytest.raises(WorkdirError, match=r"the classes of the upsampler .* are not those of the model"):
-        superres.check_fits(above._replace(class_names=above.class_names[::-1]), below, tmp_path)
-    superres.check_fits(above._replace(model=above.model._replace(num_classes=None)), without_classes, tmp_path)
+        check_enlarges(above._replace(class_names=above.class_names[::-1]), below, tmp_path)
+    check_enlarges(above._replace(model=above.model._replace(num_classes=None)), without_classes, tmp_path)
 
 
 def test_what_draws_nothing_by_itself_is_refused(base, upsampler, tmp_path):

@@ -92,6 +92,7 @@ def run(
     guide: Path | None,
     guide_step: int | None,
     classifier: Path | None,
+    upsample: Path | None,
     per_class: int | None,
     seed: int,
     batch_size: int,
@@ -109,6 +110,7 @@ def run(
         guide: another model, from which guidance moves away; see `load_guides`.
         guide_step: checkpoint of the guide; None takes the newest.
         classifier: another classifier, which guides.
+        upsample: a model for super-resolution, which enlarges what is drawn.
         per_class: samples of every class; None takes as many of each class as the test split has.
         seed: of the samples.
         batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
@@ -123,11 +125,11 @@ def run(
     """
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
-    judging = load_judge(judge, trained, mesh, batch_size=batch_size, cache_dir=cache_dir, stop_if_asked=stop_if_asked)
     spec = build.sampler_spec(trained.config.sample, **sampling)
-    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
-    draw, params, recipe = drawing(trained, mesh, spec, guides)
-    reference = scorer.reference_of(trained.config)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
+    draw, params, recipe, last = drawing(trained, mesh, spec, guides)
+    judging = load_judge(judge, last, mesh, batch_size=batch_size, cache_dir=cache_dir, stop_if_asked=stop_if_asked)
+    reference = scorer.reference_of(last.config)
     if per_class is not None:
         check_positive("eval.per_class", per_class)
     ids = ids_like(reference.labels) if per_class is None else sample_ids(range(len(trained.class_names)), per_class)

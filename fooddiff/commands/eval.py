@@ -36,7 +36,7 @@ IMAGES = "a folder of images, an npz with arr_0, or SOURCE:PATH:SPLIT such as ar
 
 # Flags that become arguments of the same names.
 CHECKPOINT = ("step", "weights")
-GUIDES = ("guide", "guide_step", "classifier")
+GUIDES = ("guide", "guide_step", "classifier", "upsample")
 MEASURES = ("metrics", "kid_subsets", "kid_subset_size", "seed")
 
 

@@ -251,6 +251,7 @@ def run(
     guide: Path | None = None,
     guide_step: int | None = None,
     classifier: Path | None = None,
+    upsample: Path | None = None,
 ) -> dict:
     """Scores one checkpoint and prints the table.
 
@@ -263,6 +264,7 @@ def run(
         guide: the workdir or file of a model to move away from in place of the null label.
         guide_step: checkpoint of the guide; None takes the newest.
         classifier: the workdir or file of a classifier of noisy images that guides, too.
+        upsample: the workdir or file of a model for super-resolution that enlarges what is drawn.
 
     Returns:
         The record.
@@ -271,8 +273,8 @@ def run(
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
-    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
-    draw, params, recipe = drawing(trained, mesh, spec, guides)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
+    draw, params, recipe, last = drawing(trained, mesh, spec, guides)
     outputs = workdirs.outputs(workdir)
     record = score(
         scoring,
@@ -283,7 +285,7 @@ def run(
         weights=trained.weights,
         class_names=trained.class_names,
         recipe=recipe,
-        reference=reference_of(trained.config) if reference is None else reference,
+        reference=reference_of(last.config) if reference is None else reference,
         workdir=outputs,
     )
     with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:

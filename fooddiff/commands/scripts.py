@@ -51,7 +51,6 @@ def sample(argv: Sequence[str] | None = None) -> None:
     images.add_argument("--batch_size", type=int, default=64, help="images per call of the compiled sampler")
     images.add_argument("--single_files", action="store_true", help="also write every image as a PNG of its own")
     images.add_argument("--out", type=Path, help="where the files go; samples of the workdir if not given")
-    images.add_argument("--upsample", type=Path, help="workdir or file of a model for super-resolution to enlarge them")
     shared.add_sampling(parser)
     shared.add_guide(parser)
     flags = shared.parse(parser, argv)

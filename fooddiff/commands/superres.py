@@ -1,4 +1,4 @@
-"""Models for super-resolution: as the second half of a cascade, and scored against bicubic interpolation."""
+"""Models for super-resolution, scored against bicubic interpolation."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -12,53 +12,20 @@ from tqdm import tqdm
 
 from fooddiff import build, parallel, processes
 from fooddiff.commands import scorer
-from fooddiff.commands.guide import Drawing, check_takes
+from fooddiff.commands.guide import load_upsampler
 from fooddiff.commands.pairs import score_pairs
 from fooddiff.eval.generated import ids_like
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.reconstruction import check_size
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.load import TrainedModel, check_classes, load_trained
-from fooddiff.runs.workdir import WorkdirError
-from fooddiff.sample.enlarge import CascadeParams, bicubic, cascade, of_real, rows_of
+from fooddiff.runs.load import check_classes
+from fooddiff.sample.enlarge import bicubic, of_real, rows_of
 from fooddiff.sample.generate import draw_batches, sample_ids
 from fooddiff.settings import ConfigError
 from fooddiff.xla import jit
 
 log = logging.getLogger(__name__)
-
-
-def upsampled(base: Drawing, drawn_by: TrainedModel, path: Path, mesh: jax.sharding.Mesh) -> Drawing:
-    """Makes a cascade: what a model draws is enlarged by one for super-resolution, sampled as its own config says.
-
-    Args:
-        base: the first half.
-        drawn_by: the model that it draws with.
-        path: workdir or file of the second half, whose averaged weights are taken.
-        mesh: devices.
-
-    Raises:
-        FileNotFoundError: no such workdir, file or checkpoint.
-        WorkdirError: it is no model for super-resolution, or it takes images of another size or of other classes.
-    """
-    upsampler = _load(path, step=None, weights="ema", mesh=mesh)
-    check_fits(upsampler, drawn_by, path)
-    spec = build.sampler_spec(upsampler.config.sample)
-    log.info("enlarged by step %d of %s, weights %s", upsampler.step, path, upsampler.weights)
-    return Drawing(
-        cascade(base.draw, build.make_sampler(upsampler.model, mesh, spec)),
-        CascadeParams(base.params, upsampler.params),
-        {**base.recipe, "upsampler": {"recipe": build.recipe(upsampler.config), "sampling": spec.to_json()}},
-    )
-
-
-def check_fits(upsampler: TrainedModel, drawn_by: TrainedModel, where: Path) -> None:
-    """Raises WorkdirError unless a model for super-resolution takes the images and classes of another model."""
-    needed = None if upsampler.model.num_classes is None else upsampler.class_names
-    check_takes(f"the upsampler {where}", upsampler.model.low_res.size, needed, drawn_by)
-    if needed is not None and drawn_by.model.num_classes is None:
-        raise WorkdirError(f"the upsampler {where} is told the class of an image, and the model knows no classes")
 
 
 def run(
@@ -95,7 +62,7 @@ def run(
         ValueError: it holds no model for super-resolution, the data have other classes, or a class has fewer images.
     """
     mesh = parallel.make_mesh()
-    trained = _load(workdir, step=step, weights=weights, mesh=mesh)
+    trained = load_upsampler(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **sampling)
     enlarge = build.make_sampler(trained.model, mesh, spec)
@@ -140,16 +107,6 @@ def run(
         stem=f"superres_bicubic_{size}",
     )
     return [by_model, by_rule]
-
-
-def _load(path: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh) -> TrainedModel:
-    trained = load_trained(path, step=step, weights=weights, mesh=mesh)
-    if trained.model.low_res is None:
-        raise WorkdirError(
-            f"{path} holds no model for super-resolution: expected one of configs/superres.py, or another with "
-            f"config.low_res"
-        )
-    return trained
 
 
 def _ids(split: ImageSet, per_class: int | None) -> np.ndarray:

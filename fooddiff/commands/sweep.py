@@ -53,6 +53,7 @@ def run(
     guide: Path | None,
     guide_step: int | None,
     classifier: Path | None,
+    upsample: Path | None,
     judge: Path | None,
 ) -> list[Row]:
     """Scores a checkpoint under every choice, prints one table and writes it to eval/sweep_....csv.
@@ -71,6 +72,7 @@ def run(
         guide: the workdir or file of a model to move away from in place of the null label, where there is guidance.
         guide_step: checkpoint of the guide; None takes the newest.
         classifier: the workdir or file of a classifier of noisy images that guides, too, where its scale is not 0.
+        upsample: the workdir or file of a model for super-resolution that enlarges what is drawn.
         judge: the workdir or file of a classifier of real images, for class agreement.
 
     Returns:
@@ -78,9 +80,10 @@ def run(
     """
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
-    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier)
+    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
+    last = guides.upsampler or trained
     judging = judge and agreement.load_judge(
-        judge, trained, mesh, batch_size=scoring.batch_size, cache_dir=scoring.extractor.cache_dir,
+        judge, last, mesh, batch_size=scoring.batch_size, cache_dir=scoring.extractor.cache_dir,
         stop_if_asked=scoring.extractor.after_chunk,
     )  # fmt: skip
     settings = dict(trained.config.sample)
@@ -88,12 +91,12 @@ def run(
     drawings = {  # all of them now, so that a bad one is refused before the first is scored
         spec: drawing(trained, mesh, spec, _taking_part(guides, spec)) for spec in specs
     }
-    real = scorer.reference_of(trained.config) if reference is None or judging else None
+    real = scorer.reference_of(last.config) if reference is None or judging else None
     reference = real if reference is None else reference
     ids = scoring.ids(reference, trained.class_names)
     n = str(len(ids))
     outputs, rows = workdirs.outputs(workdir), []
-    for i, (spec, (draw, params, recipe)) in enumerate(drawings.items()):
+    for i, (spec, (draw, params, recipe, _)) in enumerate(drawings.items()):
         log.info("%d of %d: %s", i + 1, len(drawings), spec.name)
         path = scorer.record_path(outputs, scoring, spec, recipe, reference, trained.step, trained.weights, n)
         samples, made_by = scorer.samples_of(
@@ -122,7 +125,10 @@ def run(
 
 def _taking_part(guides: Guides, spec: SamplerSpec) -> Guides:
     """Those of the guides that a sampler asks for."""
-    return Guides(guides.guide if spec.guidance != 1 else None, guides.classifier if spec.classifier_scale else None)
+    return guides._replace(
+        guide=guides.guide if spec.guidance != 1 else None,
+        classifier=guides.classifier if spec.classifier_scale else None,
+    )
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
