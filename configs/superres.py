@@ -5,8 +5,8 @@ r"""Super-resolution to 64x64 for two CPU cores, from 16x16 or 32x32 pixels: Ope
     python -m fooddiff.eval superres --workdir=runs/superres16 --per_class=5 --inception=WEIGHTS
 
 The network is ADM's, which also sees a small image, enlarged bilinearly: the mean of each block of 4x4 or 2x2 pixels of
-the training image, with Gaussian noise. It is trained as food101_cheap.py is, to predict x_0: a few thousand steps of
-OpenAI's recipe (eps, T = 1000) leave colours to chance. PARAMS parameters. Expected result: not yet measured.
+the training image, with Gaussian noise. It is trained as food101_cheap.py is, to predict x_0 in continuous time.
+3,045,795 parameters. Measured from 16 pixels, after 40 minutes on one CPU core: docs/adm.md.
 
 A cascade draws small images with another model, for instance food101_tiny.py with --config.data.image_size=16, and
 enlarges them:
@@ -38,14 +38,14 @@ def get_config(size: str = "16") -> ConfigDict:
     config.diffusion, config.objective, config.optimizer = recipe.diffusion, recipe.objective, recipe.optimizer
     config.objective.label_dropout = 0.0
     config.optimizer.warmup_steps = 100
-    config.optimizer.cooldown_steps = 600
+    config.optimizer.cooldown_steps = 500
     config.model.model_channels = 16
     config.model.channel_mult = (1, 2, 4, 8)
     config.model.attention_resolutions = (8,)
     config.model.head_channels = 32
     config.model.norm_groups = 4  # of 4 channels
     config.model.dropout = 0.0
-    config.train.steps = 2000
+    config.train.steps = 1500  # 24,000 images
     config.train.batch_size = 16
     config.sample.sampler = "sde_dpmpp_2m"
     config.sample.steps = 16
