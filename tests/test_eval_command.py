@@ -1,6 +1,5 @@
 """The evaluator as its user calls it, on tiny images with the golden random stem."""
 
-import io
 import json
 import os
 import shutil
@@ -152,15 +151,9 @@ def test_the_module_is_the_command():
     assert "Traceback" not in done.stderr
 
 
-def jpeg(image):
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=75)
-    return Image.open(file)
-
-
 @pytest.mark.slow
 def test_real_images_give_the_known_figures():
-    """The deterministic ones of ../shared/data/README.md; changed images are every third of the test images."""
+    """The deterministic ones of ../shared/data/README.md; blurred are every third of the test images."""
     archive = SHARED / "data" / "food-101-64px.tar.gz"
     stem = SHARED / "weights" / "inception_stem_nsfwjs.npz"
     if not (archive.exists() and stem.exists()):
@@ -173,9 +166,7 @@ def test_real_images_give_the_known_figures():
     scored = {
         "train": (train.images[first], 0.157),
         "train_one_per_class": (train.images[first[::40]], 0.48),
-        "darkened": ((test.images[::3] * 0.9).astype(np.uint8), 0.50),
         "blurred": ([picture.filter(ImageFilter.GaussianBlur(1)) for picture in pictures], 3.2),
-        "jpeg": ([jpeg(picture) for picture in pictures], 0.01),
     }
     reference = f"archive:{archive}:test"
     # thousands of images: compiled as users compile
