@@ -40,10 +40,10 @@ def make_actions(config: ConfigDict, model: build.ClassifierModel, mesh: jax.sha
         act = partial(_measure, config, measure, all_weights, heldout, rows, around)
         return [Periodic(config.eval.every_steps, act)]
 
+    judge = "python -m fooddiff.eval agreement --workdir=RUN --judge={}"
+    guide = "python run_sample.py --workdir=RUN --classifier={} --classifier_scale=1"
     return Actions(
-        check_data=partial(_heldout, config),
-        periodic=periodic,
-        next_command="python -m fooddiff.eval agreement --workdir=RUN --judge={}",
+        check_data=partial(_heldout, config), periodic=periodic, next_command=judge if model.noise is None else guide
     )
 
 
