@@ -15,6 +15,9 @@ import jax
 
 pytest_plugins = ["tests.data_fixtures", "tests.tiny_runs", "tests.traced_once"]
 
+MINUTES = ("test_end_to_end", "test_eval_command", "test_notebook", "test_processes")
+"""Files with tests of a minute or more, which begin first, so that none of them is alone at the end."""
+
 FAST_TO_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -42,3 +45,7 @@ def pytest_configure(config):
     hypothesis.settings.register_profile("any machine", deadline=None)  # how fast it is, is not tested
     hypothesis.settings.load_profile("any machine")
     gc.set_threshold(50_000)  # tracing makes many objects, and few of them are garbage
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in MINUTES)
