@@ -765,7 +765,13 @@ def _guided(
 
 
 def network_calls(model: DiffusionModel, spec: SamplerSpec) -> int:
-    """How often networks are called for one image, guides included: counted in a run of the sampler without any."""
+    """How often networks are called for one image, guides included: counted in a run of the sampler without any.
+
+    The gradient of a classifier counts once at every x_t.
+    """
+    if spec.classifier_scale:
+        alone = replace(spec, classifier_scale=0.0)
+        return network_calls(model, alone) + network_calls(model, replace(alone, guidance=1.0))
     calls = []
 
     def counted(x_t, level, cond):

@@ -170,7 +170,7 @@ def test_a_classifier_of_other_classes_is_refused(model, guide, tmp_path):
         load_trained(path, step=None, weights="ema", mesh=parallel.make_mesh(), task=None) for path in (model, guide)
     )
     with pytest.raises(WorkdirError, match=r"the classes of the classifier .* or in another order: 9, 8, 7"):
-        check_fits(classifier._replace(class_names=classifier.class_names[::-1]), trained, tmp_path)
+        check_fits(classifier._replace(class_names=classifier.class_names[::-1]), trained, tmp_path, image_size=8)
 
 
 @pytest.mark.slow

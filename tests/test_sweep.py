@@ -87,6 +87,7 @@ def test_a_bad_combination_is_refused_before_the_first_is_scored(workspace, caps
         (SamplerSpec(sampler="dpmpp_2m", steps=5), 5),
         (SamplerSpec(sampler="heun", steps=5), 9),
         (SamplerSpec(sampler="heun", steps=5, guidance=2.0), 18),
+        (SamplerSpec(sampler="heun", steps=5, guidance=2.0, classifier_scale=1.0), 18 + 9),
         (SamplerSpec(steps=9, spacing="log_snr", guidance=2.0, interval=(-1.5, 1.5)), 9 + 2),
     ],
 )

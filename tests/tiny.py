@@ -38,8 +38,8 @@ def small_reference(n: int) -> Iterator[None]:
     """Lets evaluations take the first images of the test split for all of it: features cost more than training."""
     whole = scorer.reference_of
 
-    def first_images(config):
-        reference = whole(config)
+    def first_images(*arguments):
+        reference = whole(*arguments)
         return replace(
             reference,
             identity=reference.identity | {"sha256": f"the first {n}"},

@@ -47,6 +47,7 @@ def load_judge(
     trained: TrainedModel,
     mesh: jax.sharding.Mesh,
     *,
+    image_size: int,
     batch_size: int,
     cache_dir: Path,
     stop_if_asked: Callable[[], None],
@@ -57,6 +58,7 @@ def load_judge(
         path: its workdir or file.
         trained: the model whose samples it is to read.
         mesh: devices.
+        image_size: of these samples, in pixels.
         batch_size: images per call, a multiple of the number of devices.
         cache_dir: where what was classified is kept.
         stop_if_asked: called after every chunk; ends the command by what it raises.
@@ -67,7 +69,7 @@ def load_judge(
     if trained.model.num_classes is None:
         raise WorkdirError("the model knows no classes, so there is nothing to agree with")
     judging = load_trained(path, step=None, weights="ema", mesh=mesh, task="classifier")
-    check_fits(judging, trained, path)
+    check_fits(judging, trained, path, image_size=image_size)
     sha = processes.sha256_of(judging.params)
     read = partial(
         ranks_of,
@@ -127,9 +129,12 @@ def run(
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     spec = build.sampler_spec(trained.config.sample, **sampling)
     guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
-    draw, params, recipe, last = drawing(trained, mesh, spec, guides)
-    judging = load_judge(judge, last, mesh, batch_size=batch_size, cache_dir=cache_dir, stop_if_asked=stop_if_asked)
-    reference = scorer.reference_of(last.config)
+    draw, params, recipe, image_size = drawing(trained, mesh, spec, guides)
+    judging = load_judge(
+        judge, trained, mesh, image_size=image_size, batch_size=batch_size, cache_dir=cache_dir,
+        stop_if_asked=stop_if_asked,
+    )  # fmt: skip
+    reference = scorer.reference_of(trained.config, image_size)
     if per_class is not None:
         check_positive("eval.per_class", per_class)
     ids = ids_like(reference.labels) if per_class is None else sample_ids(range(len(trained.class_names)), per_class)
@@ -188,6 +193,10 @@ def judge_samples(
     of = f"step_{made_by['step']:07d}_{made_by['weights']}_{spec.name}_seed{made_by['seed']}_n{len(samples.pixels)}"
     path = workdir / "eval" / f"agreement_{of}_{sha256_of_json(how | {'judge': judge.sha256})[:8]}.json"
     processes.on_first(lambda: write_record(path, record))
+    if processes.is_first():
+        for result in record["results"]:
+            for warning in result["warnings"]:
+                log.warning("warning: %s", warning)
     log.info("wrote %s", path)
     return record
 
@@ -201,6 +210,4 @@ def _print(record: dict) -> None:
         images = record["samples" if result["metric"].startswith("agreement") else "reference"]["name"]
         value = f"{100 * result['value']:.2f} ± {100 * result['error']:.2g} %"
         table.add_row(escape(result["metric"]), value, f"{result['n']:,}", escape(images))
-        for warning in result["warnings"]:
-            log.warning("warning: %s", warning)
     Console(width=max(Console().width, 120)).print(table)

@@ -206,7 +206,7 @@ def _add_fine_points(group: Any) -> None:
 
 def add_guide(parser: Parser) -> None:
     """Adds the flags that name other networks that guide, or enlarge what is drawn."""
-    group = parser.add_argument_group("guides", "other networks that take part, with their averaged weights")
+    group = parser.add_argument_group("other networks", "that take part, with their averaged weights")
     group.add_argument("--guide", type=Path, help="workdir or file of a model from which --guidance moves away")
     group.add_argument("--guide_step", type=int, help="which checkpoint of that workdir; the newest if not given")
     group.add_argument("--classifier", type=Path, help="workdir or file of a classifier of noisy images")

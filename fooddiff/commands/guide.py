@@ -32,7 +32,7 @@ class Drawing(NamedTuple):
     draw: Draw
     params: Params | build.GuidedParams | CascadeParams
     recipe: Mapping[str, Any]  # of all models that take part
-    last: TrainedModel  # the model that gives the images their size: the upsampler, or else the only one
+    image_size: int  # pixels
 
 
 def load_guides(
@@ -67,7 +67,7 @@ def load_guides(
 
 def _load_classifier(classifier: Path, trained: TrainedModel, mesh: jax.sharding.Mesh) -> TrainedModel:
     judge = load_trained(classifier, step=None, weights="ema", mesh=mesh, task="classifier")
-    check_fits(judge, trained, classifier)
+    check_fits(judge, trained, classifier, image_size=trained.config.data.image_size)
     if trained.model.num_classes is None:
         raise WorkdirError("this model knows no classes, so no classifier can guide it to one")
     if "codec" in trained.config:
@@ -131,16 +131,16 @@ def drawing(trained: TrainedModel, mesh: jax.sharding.Mesh, spec: SamplerSpec, g
         weights = processes.sha256_of(classifier.params)
         recipe |= {"classifier": {"weights_sha256": weights, "recipe": build.recipe(classifier.config)}}
     if upsampler is None:
-        return Drawing(draw, params, recipe, trained)
+        return Drawing(draw, params, recipe, trained.config.data.image_size)
     above = build.sampler_spec(upsampler.config.sample)
     recipe |= {"upsampler": {"recipe": build.recipe(upsampler.config), "sampling": above.to_json()}}
     enlarge = build.make_sampler(upsampler.model, mesh, above)
-    return Drawing(cascade(draw, enlarge), CascadeParams(params, upsampler.params), recipe, upsampler)
+    both = CascadeParams(params, upsampler.params)
+    return Drawing(cascade(draw, enlarge), both, recipe, upsampler.config.data.image_size)
 
 
-def check_fits(classifier: TrainedModel, trained: TrainedModel, where: Path) -> None:
-    """Raises WorkdirError unless a classifier and a model have the same classes and image size."""
-    takes, draws = (model.config.data.image_size for model in (classifier, trained))
-    if takes != draws:
-        raise WorkdirError(f"the classifier {where} takes images of {takes} pixels, the model draws {draws}")
+def check_fits(classifier: TrainedModel, trained: TrainedModel, where: Path, *, image_size: int) -> None:
+    """Raises WorkdirError unless a classifier takes images of this size, and has the classes of the model."""
+    if (takes := classifier.config.data.image_size) != image_size:
+        raise WorkdirError(f"the classifier {where} takes images of {takes} pixels, the model draws {image_size}")
     check_classes(trained, classifier.class_names, f"the classifier {where}")

@@ -274,7 +274,7 @@ def run(
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
     guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
-    draw, params, recipe, last = drawing(trained, mesh, spec, guides)
+    draw, params, recipe, image_size = drawing(trained, mesh, spec, guides)
     outputs = workdirs.outputs(workdir)
     record = score(
         scoring,
@@ -285,7 +285,7 @@ def run(
         weights=trained.weights,
         class_names=trained.class_names,
         recipe=recipe,
-        reference=reference_of(last.config) if reference is None else reference,
+        reference=reference_of(trained.config, image_size) if reference is None else reference,
         workdir=outputs,
     )
     with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
@@ -355,8 +355,11 @@ def already_scored(workdir: Path, scoring: Scoring, reference: ImageSet | Path, 
     return any((workdir / "eval").glob(any_n))
 
 
-def reference_of(config) -> ImageSet:
-    """The test split of the data that a config trains on, at the model's resolution."""
+def reference_of(config, image_size: int | None = None) -> ImageSet:
+    """The test split of the data that a config trains on, at the model's resolution or another one, in pixels."""
+    if image_size is not None:
+        config = config.copy_and_resolve_references()
+        config.data.image_size = image_size
     data = build.make_dataset(config, "test")
     identity = {
         "kind": "source",

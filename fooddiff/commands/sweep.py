@@ -20,7 +20,7 @@ from fooddiff.eval.images import ImageSet
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.load import load_trained
+from fooddiff.runs.load import TrainedModel, load_trained
 from fooddiff.sample.spec import SamplerSpec
 
 log = logging.getLogger(__name__)
@@ -81,17 +81,17 @@ def run(
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
-    last = guides.upsampler or trained
-    judging = judge and agreement.load_judge(
-        judge, last, mesh, batch_size=scoring.batch_size, cache_dir=scoring.extractor.cache_dir,
-        stop_if_asked=scoring.extractor.after_chunk,
-    )  # fmt: skip
     settings = dict(trained.config.sample)
     specs = [build.sampler_spec(settings | choice, **scoring.sampling) for choice in choices]
     drawings = {  # all of them now, so that a bad one is refused before the first is scored
         spec: drawing(trained, mesh, spec, _taking_part(guides, spec)) for spec in specs
     }
-    real = scorer.reference_of(last.config) if reference is None or judging else None
+    (image_size,) = {drawn.image_size for drawn in drawings.values()}
+    judging = judge and agreement.load_judge(
+        judge, trained, mesh, image_size=image_size, batch_size=scoring.batch_size,
+        cache_dir=scoring.extractor.cache_dir, stop_if_asked=scoring.extractor.after_chunk,
+    )  # fmt: skip
+    real = scorer.reference_of(trained.config, image_size) if reference is None or judging else None
     reference = real if reference is None else reference
     ids = scoring.ids(reference, trained.class_names)
     n = str(len(ids))
@@ -110,7 +110,7 @@ def run(
         judged = judging and agreement.judge_samples(
             judging, samples, made_by, spec, real, outputs, _taking_part(guides, spec)
         )
-        rows.append(Row(spec, build.network_calls(trained.model, spec), record, path, judged))
+        rows.append(Row(spec, _network_calls(trained, spec, guides), record, path, judged))
     place = outputs / "eval" / f"sweep_step_{trained.step:07d}_{trained.weights}_{_hash(rows)}.csv"
     processes.on_first(lambda: write_atomically(place, _csv(rows).encode()))
     if processes.is_first():
@@ -121,6 +121,14 @@ def run(
         Console(width=max(Console().width, 160)).print(table(rows, title + by))
         log.info("wrote %s", place)
     return rows
+
+
+def _network_calls(trained: TrainedModel, spec: SamplerSpec, guides: Guides) -> int:
+    """Of all networks that take part in one image."""
+    calls = build.network_calls(trained.model, spec)
+    if (above := guides.upsampler) is None:
+        return calls
+    return calls + build.network_calls(above.model, build.sampler_spec(above.config.sample))
 
 
 def _taking_part(guides: Guides, spec: SamplerSpec) -> Guides:
