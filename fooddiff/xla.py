@@ -3,9 +3,14 @@
 import hashlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from fooddiff.arrays import Array
 
 _CPU_OPTIONS = {
     # XLA sends whole convolutions to YNNPACK by default, whose kernel gradients take about 2.5 times as long as
@@ -54,27 +59,58 @@ def jit(fun: Callable, **kwargs) -> Callable:
     return jax.jit(fun, compiler_options=options, **kwargs)
 
 
-@jax.custom_vjp
-def _matmul(x, kernel):
-    return x @ kernel
+def activation_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """What layers pass on that compute in `dtype`: float32 on the CPU, where all but products is slower in bfloat16."""
+    return jnp.float32 if jax.default_backend() == "cpu" else dtype
 
 
-def _matmul_forward(x, kernel):
-    return _matmul(x, kernel), (x, kernel)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
+    """Multiplies [..., i] by [i, o], both rounded to `dtype`, sums in float32, with a gradient that is fast on the CPU.
+
+    There, products of bfloat16 reach the processor's matrix unit (AMX) if both factors lie in memory row by row.
+
+    Args:
+        x: f[..., i].
+        kernel: f[i, o].
+        dtype: float32 or bfloat16.
+
+    Returns:
+        [..., o] in the dtype of x.
+    """
+    return _product(x, kernel, dtype)
 
 
-def _matmul_backward(saved, gradient):
+def _forward(x, kernel, dtype):
+    return _product(x, kernel, dtype), (x.astype(dtype), kernel)
+
+
+def _backward(dtype, saved, gradient):
     x, kernel = saved
-    transposed = kernel.T
-    if jax.default_backend() == "cpu":  # a product with a transposition folded in takes up to 4 times as long there
-        transposed = jax.lax.optimization_barrier(transposed)
-    rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return (columns @ transposed).reshape(x.shape), rows.T @ columns
+    rows = x.reshape(-1, x.shape[-1])
+    columns = gradient.reshape(-1, gradient.shape[-1]).astype(dtype)
+    by_kernel, by_rows = kernel.astype(dtype).T, rows.T
+    if jax.default_backend() == "cpu":  # a product that a transposition is folded into takes up to 4 times as long
+        if dtype == jnp.float32:  # but writing out the rows takes as long as it saves
+            by_kernel = jax.lax.optimization_barrier(by_kernel)
+        else:
+            by_kernel, by_rows = _row_by_row(by_kernel), _row_by_row(by_rows)
+    to_x = _product(columns, by_kernel, dtype).reshape(x.shape)
+    return to_x.astype(gradient.dtype), _product(by_rows, columns, dtype).astype(kernel.dtype)
 
 
-_matmul.defvjp(_matmul_forward, _matmul_backward)
+matmul.defvjp(_forward, _backward)
 
 
-def dot_general(x, kernel, dimension_numbers, precision=None, out_sharding=None):
-    """`jax.lax.dot_general` for linear layers: [..., i] times [i, o], with a gradient that is fast on the CPU."""
-    return _matmul(x, kernel)
+def _product(x, kernel, dtype):
+    product = jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+    return product.astype(x.dtype)
+
+
+def _row_by_row(x):
+    return with_layout_constraint(x, Layout((0, 1)))
+
+
+def dot_general(dtype: jnp.dtype) -> Callable:
+    """Makes what linear layers call in place of `jax.lax.dot_general`: `matmul` in `dtype`."""
+    return lambda x, kernel, *_, **__: matmul(x, kernel, dtype)

@@ -27,7 +27,8 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path):
     assert folder(JAX_COMPILATION_CACHE_DIR=f"{tmp_path}/mine") == f"{tmp_path}/mine"
 
 
-def test_products_of_linear_layers_and_their_gradients_are_those_of_jax():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)])
+def test_products_of_linear_layers_and_their_gradients_are_those_of_jax(dtype, tolerance):
     key = jax.random.key(0)
     x, kernel, weight = (
         jax.random.normal(stream(key, name), shape)
@@ -40,6 +41,14 @@ def test_products_of_linear_layers_and_their_gradients_are_those_of_jax():
 
     ours, theirs = (
         jax.jit(jax.value_and_grad(objective(multiply), argnums=(0, 1)))(x, kernel)
-        for multiply in (xla.dot_general, jax.lax.dot_general)
+        for multiply in (xla.dot_general(dtype), jax.lax.dot_general)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, theirs)
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.dtype, b.dtype), ours, theirs)
+
+
+def test_products_in_bfloat16_round_their_factors_and_nothing_else():
+    x = jax.random.normal(jax.random.key(0), (3, 8))
+    kernel = jax.random.normal(jax.random.key(1), (8, 4))
+    rounded = (np.asarray(each.astype(jnp.bfloat16), np.float64) for each in (x, kernel))
+    np.testing.assert_allclose(xla.matmul(x, kernel, jnp.bfloat16), np.matmul(*rounded), rtol=1e-5, atol=1e-6)

@@ -21,7 +21,7 @@ from fooddiff.model.unet import (
     zero_conv,
 )
 from fooddiff.settings import check_counts
-from fooddiff.xla import dot_general
+from fooddiff.xla import activation_dtype, dot_general
 
 TIME_FEATURES = 128
 MAX_PERIOD = 1000.0  # of the sinusoids, in units of log SNR and radians
@@ -34,12 +34,14 @@ class TransformerBlock(nnx.Module):
     def __init__(self, width: int, embed_dim: int, num_heads: int, mlp_ratio: int, *, dtype, rngs: nnx.Rngs):
         """Builds the block; `width` must be a multiple of `num_heads`."""
         zeros = nnx.initializers.zeros
+        layer = dict(dtype=activation_dtype(dtype), dot_general=dot_general(dtype), rngs=rngs)
         self.modulation = nnx.Linear(embed_dim, 6 * width, kernel_init=zeros, bias_init=zeros, rngs=rngs)
-        self.qkv = linear(width, 3 * width, dtype=dtype, rngs=rngs, dot_general=dot_general)
-        self.out = linear(width, width, dtype=dtype, rngs=rngs, dot_general=dot_general)
-        self.mlp_in = linear(width, mlp_ratio * width, dtype=dtype, rngs=rngs, dot_general=dot_general)
-        self.mlp_out = linear(mlp_ratio * width, width, dtype=dtype, rngs=rngs, dot_general=dot_general)
+        self.qkv = linear(width, 3 * width, **layer)
+        self.out = linear(width, width, **layer)
+        self.mlp_in = linear(width, mlp_ratio * width, **layer)
+        self.mlp_out = linear(mlp_ratio * width, width, **layer)
         self.num_heads = num_heads
+        self.dtype = dtype
 
     def __call__(self, x: Float[Array, "n p w"], embedding: Float[Array, "n e"]) -> Float[Array, "n p w"]:
         """Applies the block to the tokens of p positions."""
@@ -49,7 +51,8 @@ class TransformerBlock(nnx.Module):
         h = layer_norm(x) * (1 + scale) + shift
         qkv = self.qkv(h).reshape(n, positions, 3 * self.num_heads, width // self.num_heads)
         q, k, v = jnp.split(qkv, 3, axis=2)
-        h = attention(unit_rms(q), unit_rms(k), v).reshape(n, positions, width)
+        q, k, v = (each.astype(self.dtype) for each in (unit_rms(q), unit_rms(k), v))
+        h = attention(q, k, v).astype(x.dtype).reshape(n, positions, width)
         x = x + gate * self.out(h)
         h = layer_norm(x) * (1 + mlp_scale) + mlp_shift
         return x + mlp_gate * self.mlp_out(jax.nn.gelu(self.mlp_in(h)))
@@ -108,29 +111,31 @@ class UViT(nnx.Module):
         if width % num_heads:
             raise ValueError(f"width {width} cannot be divided among {num_heads} attention heads")
 
-        block = dict(norm_groups=norm_groups, scale_shift_norm=True, dropout=0.0, dtype=dtype, rngs=rngs)
+        activations = activation_dtype(dtype)
+        block = dict(norm_groups=norm_groups, scale_shift_norm=True, dropout=0.0, dtype=activations, rngs=rngs)
         self.time_in = linear(TIME_FEATURES, embed_dim, rngs=rngs)
         self.time_out = linear(embed_dim, embed_dim, rngs=rngs)
         normal = nnx.initializers.normal(0.1)
         self.label = (
             None if num_classes is None else nnx.Embed(num_classes + 1, embed_dim, embedding_init=normal, rngs=rngs)
         )
-        self.conv_in = conv(in_channels * patch_size**2, conv_channels, 3, dtype=dtype, rngs=rngs)
+        self.conv_in = conv(in_channels * patch_size**2, conv_channels, 3, dtype=activations, rngs=rngs)
         c = conv_channels
         self.down = nnx.List([ResBlock(c, c, embed_dim, **block) for _ in range(num_res_blocks)])
-        self.to_tokens = linear(4 * conv_channels, width, dtype=dtype, rngs=rngs)
+        layer = dict(dtype=activations, dot_general=dot_general(dtype), rngs=rngs)
+        self.to_tokens = linear(4 * conv_channels, width, **layer)
         positions = (image_size // (2 * patch_size)) ** 2
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs(), (positions, width)))
         self.transformer = nnx.List(
             [TransformerBlock(width, embed_dim, num_heads, mlp_ratio, dtype=dtype, rngs=rngs) for _ in range(depth)]
         )
-        self.from_tokens = linear(width, 4 * conv_channels, dtype=dtype, rngs=rngs)
+        self.from_tokens = linear(width, 4 * conv_channels, **layer)
         inputs = [2 * c] + [c] * (num_res_blocks - 1)
         self.up = nnx.List([ResBlock(channels, c, embed_dim, **block) for channels in inputs])
         self.norm_out = GroupNorm(conv_channels, norm_groups)
         self.conv_out = zero_conv(conv_channels, out_channels * patch_size**2, 3, dtype=jnp.float32, rngs=rngs)
         self.patch_size = patch_size
-        self.dtype = dtype
+        self.dtype = activations
 
     def __call__(
         self, x_t: Image, t: Float[Array, " n"], cond: Cond, *, dropout_key: Key | None = None
