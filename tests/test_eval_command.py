@@ -60,6 +60,7 @@ def test_images_against_images(capsys):
     assert "singular" in err
 
 
+@pytest.mark.slow
 def test_statistics_stand_for_the_images_that_they_were_taken_of(monkeypatch):
     ours, real = npz("ours.npz", 24, 0), npz("real.npz", 30, 1)
     call("images", ours, real)
@@ -102,6 +103,7 @@ def test_statistics_made_in_another_way_are_refused(capsys, change, message):
     assert not Path("eval").exists()
 
 
+@pytest.mark.slow
 def test_statistics_of_unknown_origin_are_used_with_a_warning(capsys):
     call("stats", npz("real.npz", 30, 1), "ref.npz")
     with np.load("ref.npz") as file:
@@ -111,6 +113,7 @@ def test_statistics_of_unknown_origin_are_used_with_a_warning(capsys):
     assert the_record()["reference"]["n"] is None
 
 
+@pytest.mark.slow
 def test_lost_chunks_are_computed_again_to_the_same_bits(monkeypatch):
     monkeypatch.setattr(extract_module, "CHUNK", 8)
     ours, real = npz("ours.npz", 24, 0), npz("real.npz", 30, 1)

@@ -58,6 +58,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(extract_module, "CHUNK", 4)
 
 
+@pytest.mark.slow
 def test_batch_size_and_devices_change_nothing_but_rounding(extract):
     x, y = images(11), images(11, seed=1)
 

@@ -54,6 +54,7 @@ def test_run_gives_the_number_of_the_training_and_a_row_to_quote(workspace, caps
     assert after["samples"]["n_per_class"] == {str(digit): 3 for digit in range(10)}
 
 
+@pytest.mark.slow
 def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_reference(workspace):
     call(workspace, "run", "--steps=2", "--sampler=ddim", "--weights=raw")
     (record,) = records(workspace, "step_0000004_raw_ddim-2_*_n40_*.json").values()
@@ -62,6 +63,7 @@ def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_referenc
     assert (made_by["sampling"]["sampler"], made_by["sampling"]["steps"], made_by["weights"]) == ("ddim", 2, "raw")
 
 
+@pytest.mark.slow
 def test_an_earlier_checkpoint_guides_and_the_record_says_so(workspace, capsys):
     run = workspace / "run"
     call(workspace, "run", "--per_class=2", "--guidance=2", f"--guide={run}", "--guide_step=2")
@@ -96,6 +98,7 @@ def test_two_checkpoints_are_compared_in_pairs(workspace, capsys):
     (folder / "images.json").unlink()
 
 
+@pytest.mark.slow
 def test_follow_scores_what_is_not_scored_yet_and_ends_with_the_training(workspace, monkeypatch):
     scored = []
     inner = scorer.run

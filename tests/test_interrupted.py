@@ -82,6 +82,7 @@ def test_a_damaged_batch_is_named(workspace, tmp_path, monkeypatch):
         draw(workspace, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_evaluation_keeps_finished_chunks_and_goes_on(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr("fooddiff.eval.extract.CHUNK", 10)
     drawing = Drawing(monkeypatch, "fooddiff.eval.generated")

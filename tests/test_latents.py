@@ -101,6 +101,7 @@ def test_the_codec_turns_what_the_cache_holds_to_the_autoencoders_images(workspa
     assert off.mean() < 0.5  # float16 moves few values, by one grey level each
 
 
+@pytest.mark.slow
 def test_the_codec_of_a_codebook_decodes_the_nearest_codes(tmp_path):
     config = test_autoencoder_task.config(tmp_path, "vq")
     model = build.make_autoencoder_model(config)

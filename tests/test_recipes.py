@@ -66,6 +66,7 @@ def draw(trained, spec, params=None):
     return np.concatenate(list(draw_batches(compiled, params, jax.random.key(0), sample_ids([3, 1], 2), 4)))
 
 
+@pytest.mark.slow
 def test_training_in_continuous_time_reports_the_loss_by_log_snr(trained):
     _, state = trained
     sums = jax.device_get(state.sums)

@@ -102,6 +102,7 @@ def agreement(**changes):
     return evaluation() | {"results": results, "judge": {"sha256": "abcdef01" * 8}} | changes
 
 
+@pytest.mark.slow
 def test_class_agreement_stands_beside_the_accuracy_on_real_images(run):
     before = page_of(run)
     (run / "eval" / "agreement.json").write_text(json.dumps(agreement()))
@@ -255,6 +256,7 @@ def test_the_command_writes_page_and_figures(run, tmp_path, capsys):
     ElementTree.parse(tmp_path / "figures" / "loss_log.svg")
 
 
+@pytest.mark.slow
 def test_what_real_images_score_is_drawn_where_it_belongs(run, tmp_path, capsys):
     floor = tmp_path / "floor.json"
     floor.write_text(json.dumps(real_images(value=0.4321)))

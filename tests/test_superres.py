@@ -206,6 +206,7 @@ def test_what_draws_nothing_by_itself_is_refused(base, upsampler, tmp_path):
         drawn(base, tmp_path, upsample=base)
 
 
+@pytest.mark.slow
 def test_model_and_bicubic_are_scored_on_the_same_images(upsampler, workspace, monkeypatch, capsys):
     monkeypatch.chdir(workspace)
     np.savez("stem.npz", **random_stem())
