@@ -56,7 +56,7 @@ def adamw(
 
 
 def muon(
-    learning_rate: LearningRate, *, b1: float, b2: float, weight_decay: float, matrix_lr_ratio: float
+    learning_rate: LearningRate, *, b1: float, b2: float, weight_decay: float, matrix_lr_ratio: float = 10.0
 ) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for matrices and convolutions, AdamW for the rest.
 
