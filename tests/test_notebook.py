@@ -1,4 +1,4 @@
-"""The notebook holds no outputs, and runs from top to bottom."""
+"""The notebook holds one picture and no other outputs, and runs from top to bottom."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,14 @@ from fooddiff.api import SHIPPED
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "fooddiff.ipynb"
 
 
-def test_its_outputs_are_stripped():
+def test_its_outputs_are_stripped_but_for_the_dishes():
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert len(code) > 5
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert all(cell["execution_count"] is None for cell in code)
+    ((cell, output),) = ((cell, output) for cell in code for output in cell["outputs"])
+    assert "weights" in cell["metadata"]["tags"]
+    assert set(output["data"]) == {"image/png"}
 
 
 @pytest.mark.slow
