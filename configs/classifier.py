@@ -52,6 +52,7 @@ def get_config(images: str = "noisy") -> ConfigDict:
     config.model.dtype = "float32"
 
     config.optimizer = food101_cheap.get_config().optimizer
+    config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_steps = 200
     config.optimizer.cooldown_steps = 2000

@@ -37,6 +37,7 @@ def get_config(size: str = "16") -> ConfigDict:
     config.low_res.noise = 0.05  # and this in sampling; a standard deviation, images being in [-1, 1]
     config.diffusion, config.objective, config.optimizer = recipe.diffusion, recipe.objective, recipe.optimizer
     config.objective.label_dropout = 0.0
+    config.optimizer.name = "adamw"
     config.optimizer.warmup_steps = 100
     config.optimizer.cooldown_steps = 500
     config.model.model_channels = 16

@@ -80,6 +80,18 @@ def test_stopping_and_resuming_changes_nothing(workspace, trained, tmp_path, sto
     assert grids[0] == grids[1]
 
 
+@pytest.mark.slow
+def test_a_resume_of_another_optimizer_is_exact_too(workspace, tmp_path):
+    config = tiny.config(workspace, sample__every_steps=100, eval__every_steps=100)
+    config.optimizer.update(name="muon", weight_decay=0.01)
+    for run, stops in ("whole", (4,)), ("halves", (2, 4)):
+        for steps in stops:
+            config.train.steps = steps
+            train.run(config, tmp_path / run)
+    a, b = (restored(tmp_path / run, config) for run in ("whole", "halves"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
 def test_a_finished_run_is_left_alone(workspace, trained):
     before = {path: path.stat().st_mtime_ns for path in (trained / "checkpoints").rglob("*") if path.is_file()}
     train.run(tiny.config(workspace), trained)
