@@ -22,7 +22,7 @@ from fooddiff.train.state import TrainState
 
 log = logging.getLogger(__name__)
 
-GRID = (12, 3)  # columns, and pairs of an image with its reconstruction in each
+PAIRS = 36  # of an image with its reconstruction, in the grid
 
 
 def make_actions(config: ConfigDict, model: build.AutoencoderModel, mesh: jax.sharding.Mesh) -> Actions:
@@ -70,16 +70,14 @@ def _reconstruct(
         log.info("step %d, %s: %s", step, name, ", ".join(f"{what} {number:.4g}" for what, number in numbers.items()))
         if processes.is_first():
             path = around.workdir / "samples" / f"step_{step:07d}_{name}_reconstructions.png"
-            labels = [heldout.class_names[y] for y in heldout.labels[rows]]
-            write_atomically(path, png_bytes(pairs_grid(real, ours, labels)))
+            grid = pairs_grid(real, ours, heldout.labels[rows], heldout.class_names)
+            write_atomically(path, png_bytes(grid))
             around.recorder.picture(step, f"reconstructions/{name}", path)
     around.add_score(step, -float(found["PSNR"].mean()))  # of the average, if there is one; the lower the better
 
 
-def pairs_grid(real: np.ndarray, ours: np.ndarray, labels: list[str]) -> Image.Image:
-    """Lays out the first images, each above its reconstruction, with the class of the uppermost below the column."""
-    columns = min(GRID[0], len(real))
-    pairs = min(GRID[1], len(real) // columns)
-    chosen = np.stack([real, ours], axis=1)[: columns * pairs]  # pair i stands in column i % columns
-    by_column = chosen.reshape(pairs, columns, 2, *real.shape[1:]).swapaxes(0, 1)
-    return class_grid(by_column.reshape(columns, 2 * pairs, *real.shape[1:]), labels[:columns])
+def pairs_grid(real: np.ndarray, ours: np.ndarray, labels: np.ndarray, class_names: list[str]) -> Image.Image:
+    """Lays out the first image of each of the first classes, above its reconstruction."""
+    shown = np.unique(labels, return_index=True)[1][:PAIRS]
+    pairs = np.stack([real[shown], ours[shown]], axis=1)
+    return class_grid(pairs, [class_names[y] for y in labels[shown]])
