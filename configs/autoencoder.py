@@ -3,7 +3,8 @@ r"""An autoencoder of 64x64 dishes for two CPU cores, whose latents latent.py di
     python run_train.py --config=configs/autoencoder.py:kl --config.data.source=archive \
         --config.data.path=food-101.tar.gz --workdir=runs/autoencoder
 
-Two CPU cores that other programs shared trained about 10 images per second. Expected result: not yet measured.
+One core trains about 13 images per second. Measured of :kl after 52,800 images, 80 minutes: PSNR 27.6 dB, and a
+distance of 1.305 between images and reconstructions (docs/latent.md).
 """
 
 from ml_collections import ConfigDict

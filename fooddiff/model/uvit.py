@@ -97,7 +97,8 @@ class UViT(nnx.Module):
             embed_dim: features of time and label.
             mlp_ratio: width of the MLPs as a multiple of `width`.
             norm_groups: groups of channels that are normalised together.
-            dtype: what convolutions and matmuls compute in; softmax, norms and the output stay float32.
+            dtype: what convolutions and matmuls compute in; softmax, norms and the output stay float32, and on the CPU
+                convolutions and all that passes between layers, too.
 
         Raises:
             ValueError: sizes that cannot be divided as said, or a count below 1.
