@@ -1,4 +1,4 @@
-"""Compiler settings by platform, in one place. Imports nothing of ours."""
+"""What differs by platform, in one place: compiler settings, and products that are fast. Imports nothing of ours."""
 
 import hashlib
 import os
@@ -9,8 +9,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
-
-from fooddiff.arrays import Array
 
 _CPU_OPTIONS = {
     # XLA sends whole convolutions to YNNPACK by default, whose kernel gradients take about 2.5 times as long as
@@ -65,10 +63,11 @@ def activation_dtype(dtype: jnp.dtype) -> jnp.dtype:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
-    """Multiplies [..., i] by [i, o], both rounded to `dtype`, sums in float32, with a gradient that is fast on the CPU.
+def matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Multiplies [..., i] by [i, o], with a gradient that is fast on the CPU.
 
-    There, products of bfloat16 reach the processor's matrix unit (AMX) if both factors lie in memory row by row.
+    Factors, those of the gradient included, are rounded to `dtype`; sums are float32. On a CPU, products of bfloat16
+    reach the processor's matrix unit (AMX) if both factors lie in memory row by row.
 
     Args:
         x: f[..., i].
@@ -78,17 +77,16 @@ def matmul(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
     Returns:
         [..., o] in the dtype of x.
     """
-    return _product(x, kernel, dtype)
+    return _product(x, kernel, dtype).astype(x.dtype)
 
 
 def _forward(x, kernel, dtype):
-    return _product(x, kernel, dtype), (x.astype(dtype), kernel)
+    return matmul(x, kernel, dtype), (x.astype(dtype), kernel)
 
 
 def _backward(dtype, saved, gradient):
     x, kernel = saved
-    rows = x.reshape(-1, x.shape[-1])
-    columns = gradient.reshape(-1, gradient.shape[-1]).astype(dtype)
+    rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     by_kernel, by_rows = kernel.astype(dtype).T, rows.T
     if jax.default_backend() == "cpu":  # a product that a transposition is folded into takes up to 4 times as long
         if dtype == jnp.float32:  # but writing out the rows takes as long as it saves
@@ -103,8 +101,7 @@ matmul.defvjp(_forward, _backward)
 
 
 def _product(x, kernel, dtype):
-    product = jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
-    return product.astype(x.dtype)
+    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
 
 
 def _row_by_row(x):

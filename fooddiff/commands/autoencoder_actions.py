@@ -77,7 +77,17 @@ def _reconstruct(
 
 
 def pairs_grid(real: np.ndarray, ours: np.ndarray, labels: np.ndarray, class_names: list[str]) -> Image.Image:
-    """Lays out the first image of each of the first classes, above its reconstruction."""
+    """Lays out the first image of each of the first classes, above its reconstruction and its class.
+
+    Args:
+        real: uint8[n, h, w, 3].
+        ours: uint8[n, h, w, 3], their reconstructions.
+        labels: i32[n].
+        class_names: of all classes.
+
+    Returns:
+        A grid that `read_grid` reads, of at most PAIRS columns of two.
+    """
     shown = np.unique(labels, return_index=True)[1][:PAIRS]
     pairs = np.stack([real[shown], ours[shown]], axis=1)
     return class_grid(pairs, [class_names[y] for y in labels[shown]])

@@ -136,7 +136,7 @@ class UViT(nnx.Module):
         self.norm_out = GroupNorm(conv_channels, norm_groups)
         self.conv_out = zero_conv(conv_channels, out_channels * patch_size**2, 3, dtype=jnp.float32, rngs=rngs)
         self.patch_size = patch_size
-        self.dtype = activations
+        self.activation_dtype = activations
 
     def __call__(
         self, x_t: Image, t: Float[Array, " n"], cond: Cond, *, dropout_key: Key | None = None
@@ -162,7 +162,7 @@ class UViT(nnx.Module):
         if self.label is not None:
             embedding = embedding + self.label(cond["y"])
 
-        h = self.conv_in(space_to_depth(x_t.astype(self.dtype), self.patch_size))
+        h = self.conv_in(space_to_depth(x_t.astype(self.activation_dtype), self.patch_size))
         for block in self.down:
             h = block(h, embedding, None)
         skip = h
