@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.model.depth = 8
     config.model.num_heads = 4
     config.model.embed_dim = 256
-    config.model.dtype = "float32"  # bfloat16 is twice as fast on a CPU with AMX: docs/performance.md
+    config.model.dtype = "float32"  # bfloat16 is 1.5 to 2 times as fast on a CPU with AMX: docs/performance.md
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"  # kernels at 10 times the rate lr; or adamw, which takes longer: docs/cheap.md
