@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from fooddiff import build, parallel
 from fooddiff.commands import sample
+from fooddiff.commands.companions import check_fits
 from fooddiff.commands.eval import main as evaluator
-from fooddiff.commands.guide import check_fits
 from fooddiff.diffusion import continuous
 from fooddiff.diffusion.denoiser import Prediction
 from fooddiff.diffusion.guidance import classifier_gradient, classifier_guided, without_last

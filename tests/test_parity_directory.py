@@ -76,27 +76,9 @@ def renamed(tmp_path):
     return target
 
 
-def test_other_names_of_cases(renamed):
-    result = run(renamed)
-    assert result.returncode == 0, result.stdout[-3000:]
-    for name in json.loads((renamed / "diffusion.json").read_text())["cases"]:
-        assert f"test_equals_reference[{name}] PASSED" in result.stdout
-    for path in renamed.glob("unet_*.json"):
-        assert f"test_equals_reference[{path.stem.removeprefix('unet_')}] PASSED" in result.stdout
-    for path in manifests_with_kind(renamed):
-        manifest = json.loads(path.read_text())
-        cases = {**manifest.get("cases", {}), **manifest.get("network_cases", {})} or [path.stem]
-        for case in cases:
-            assert f"reference[{case}] PASSED" in result.stdout
-        if "checkpoint" in manifest:
-            assert f"test_checkpoint[{path.stem}] PASSED" in result.stdout
-    for path in renamed.glob("*.pt"):
-        assert f"test_openai_checkpoint[{path.name}] PASSED" in result.stdout
-
-
-def test_changed_files_fail(renamed):
-    """In each of these arrays one entry, the largest, is moved by ten times its tolerance."""
-    case = next(iter(json.loads((renamed / "diffusion.json").read_text())["cases"]))
+def test_every_case_is_run_by_its_name_and_changed_arrays_fail(renamed):
+    """In each array of `changes` one entry, the largest, is moved by ten times its tolerance; all other cases pass."""
+    case, *others = json.loads((renamed / "diffusion.json").read_text())["cases"]
     unet = json.loads((renamed / "trajectory.json").read_text())["unet"]
     changes = [
         ("diffusion.npz", f"{case}/posterior_mean_coef1", 1e-11),
@@ -104,13 +86,21 @@ def test_changed_files_fail(renamed):
         (f"unet_{unet}.npz", "out", 1e-3),
         ("trajectory.npz", "loss", 1e-2),
     ]
-    expected = [(case, "posterior_mean_coef1"), (case, "p_sample"), (unet, "out"), ("trajectory", "loss")]
+    failing = [(case, "posterior_mean_coef1"), (case, "p_sample"), (unet, "out"), ("trajectory", "loss")]
+    passing = [f"test_equals_reference[{other}]" for other in others]
+    unets = {path.stem.removeprefix("unet_") for path in renamed.glob("unet_*.json")}
+    passing += [f"test_equals_reference[{other}]" for other in unets - {unet}]
+    passing += [f"test_openai_checkpoint[{path.name}]" for path in renamed.glob("*.pt")]
     for path in manifests_with_kind(renamed):
         manifest = json.loads(path.read_text())
-        first = next(iter(manifest.get("cases", {})), None)
+        cases = list(manifest.get("cases", {}))
+        changed = next(iter(cases), path.stem)
         for array, relative in CHANGED[manifest["kind"]]:
-            changes.append((path.with_suffix(".npz").name, f"{first}/{array}" if first else array, relative))
-            expected.append((first or path.stem, array))
+            changes.append((path.with_suffix(".npz").name, f"{changed}/{array}" if cases else array, relative))
+            failing.append((changed, array))
+        passing += [f"reference[{other}]" for other in [*cases[1:], *manifest.get("network_cases", {})]]
+        if "checkpoint" in manifest:
+            passing.append(f"test_checkpoint[{path.stem}]")
     for file, array, relative in changes:
         with np.load(renamed / file, allow_pickle=False) as stored:
             arrays = dict(stored)
@@ -119,5 +109,7 @@ def test_changed_files_fail(renamed):
         np.savez(renamed / file, **arrays)
     result = run(renamed)
     assert result.returncode == 1
-    for owner, name in expected:
+    for owner, name in failing:
         assert f"{owner}/{name}: " in result.stdout
+    for test in passing:
+        assert f"{test} PASSED" in result.stdout

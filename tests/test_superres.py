@@ -13,8 +13,8 @@ from fooddiff import build, parallel
 from fooddiff.arrays import Batch
 from fooddiff.codec import to_signed
 from fooddiff.commands import sample, superres, train
+from fooddiff.commands.companions import check_enlarges
 from fooddiff.commands.eval import main as evaluator
-from fooddiff.commands.guide import check_enlarges
 from fooddiff.convert import importing
 from fooddiff.low_res import shrink
 from fooddiff.runs.load import load_trained

@@ -16,7 +16,7 @@ from rich.table import Table
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Int
 from fooddiff.commands import scorer
-from fooddiff.commands.guide import Guides, check_fits, drawing, load_guides
+from fooddiff.commands.companions import Companions, check_fits, drawing, load_companions
 from fooddiff.eval.agreement import accuracies, make_ranks, ranks_of
 from fooddiff.eval.generated import ids_like
 from fooddiff.eval.images import ImageSet
@@ -109,7 +109,7 @@ def run(
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
-        guide: another model, from which guidance moves away; see `load_guides`.
+        guide: another model, from which guidance moves away; see `load_companions`.
         guide_step: checkpoint of the guide; None takes the newest.
         classifier: another classifier, which guides.
         upsample: a model for super-resolution, which enlarges what is drawn.
@@ -128,8 +128,10 @@ def run(
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     spec = build.sampler_spec(trained.config.sample, **sampling)
-    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
-    draw, params, recipe, image_size = drawing(trained, mesh, spec, guides)
+    companions = load_companions(
+        trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample
+    )
+    draw, params, recipe, image_size = drawing(trained, mesh, spec, companions)
     judging = load_judge(
         judge, trained, mesh, image_size=image_size, batch_size=batch_size, cache_dir=cache_dir,
         stop_if_asked=stop_if_asked,
@@ -143,7 +145,7 @@ def run(
         class_names=trained.class_names, seed=seed, batch_size=batch_size,
     )  # fmt: skip
     outputs = workdirs.outputs(workdir)
-    record = judge_samples(judging, samples, made_by, spec, reference, outputs, guides)
+    record = judge_samples(judging, samples, made_by, spec, reference, outputs, companions)
     with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
         recorder.scalars(trained.step, scorer.numbers_of(record))
     if processes.is_first():
@@ -158,7 +160,7 @@ def judge_samples(
     spec: SamplerSpec,
     reference: ImageSet,
     workdir: Path,
-    guides: Guides,
+    companions: Companions,
 ) -> dict:
     """Writes the record of what a judge reads in samples, and in real images.
 
@@ -169,12 +171,12 @@ def judge_samples(
         spec: how they were drawn.
         reference: real images with labels.
         workdir: receives eval/agreement_....json.
-        guides: of the samples; a judge among them is named in the record.
+        companions: of the samples; a judge among them is named in the record.
 
     Returns:
         The record.
     """
-    by_judge = guides.classifier is not None and processes.sha256_of(guides.classifier.params) == judge.sha256
+    by_judge = companions.classifier is not None and processes.sha256_of(companions.classifier.params) == judge.sha256
     warnings = ("the judge has guided the samples itself",) * by_judge
     record = {
         "results": [

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from fooddiff import build, parallel, processes
 from fooddiff.chunks import stored_chunks
 from fooddiff.commands import signals
-from fooddiff.commands.guide import drawing, load_guides
+from fooddiff.commands.companions import drawing, load_companions
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
@@ -76,8 +76,10 @@ def run(
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     sampler = build.sampler_spec(trained.config.sample, **spec)
-    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
-    draw, params, recipe, _ = drawing(trained, mesh, sampler, guides)
+    companions = load_companions(
+        trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample
+    )
+    draw, params, recipe, _ = drawing(trained, mesh, sampler, companions)
     names = tuple(classes) or trained.class_names
     wanted = class_ids(trained.class_names, names)
     ids = sample_ids(wanted, per_class)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params
-from fooddiff.commands.guide import drawing, load_guides
+from fooddiff.commands.companions import drawing, load_companions
 from fooddiff.eval import results
 from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
 from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like
@@ -117,11 +117,11 @@ def score(
         scoring: how.
         spec: how samples are drawn.
         draw: the compiled sampler of `spec`.
-        params: what `draw` takes: the weights, with those of guides if there are any.
+        params: what `draw` takes: the weights, with those of companions if there are any.
         step: the training step they are from.
         weights: their name, "raw", "ema_<rate>" or "power_<length>".
         class_names: of the model.
-        recipe: of the model, see `build.recipe`, and of its guides.
+        recipe: of the model, see `build.recipe`, and of its companions.
         reference: images or statistics to compare with.
         workdir: the run's directory; receives eval/<name>.json.
 
@@ -273,8 +273,10 @@ def run(
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **scoring.sampling)
-    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
-    draw, params, recipe, image_size = drawing(trained, mesh, spec, guides)
+    companions = load_companions(
+        trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample
+    )
+    draw, params, recipe, image_size = drawing(trained, mesh, spec, companions)
     outputs = workdirs.outputs(workdir)
     record = score(
         scoring,

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fooddiff import build, parallel, processes
 from fooddiff.commands import scorer
-from fooddiff.commands.guide import load_upsampler
+from fooddiff.commands.companions import load_upsampler
 from fooddiff.commands.pairs import score_pairs
 from fooddiff.eval.generated import ids_like
 from fooddiff.eval.images import ImageSet

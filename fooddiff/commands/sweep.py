@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fooddiff import build, parallel, processes
 from fooddiff.commands import agreement, scorer
-from fooddiff.commands.guide import Guides, drawing, load_guides
+from fooddiff.commands.companions import Companions, drawing, load_companions
 from fooddiff.eval import results
 from fooddiff.eval.images import ImageSet
 from fooddiff.files.atomic import write_atomically
@@ -80,11 +80,13 @@ def run(
     """
     mesh = parallel.make_mesh()
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
-    guides = load_guides(trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample)
+    companions = load_companions(
+        trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample
+    )
     settings = dict(trained.config.sample)
     specs = [build.sampler_spec(settings | choice, **scoring.sampling) for choice in choices]
     drawings = {  # all of them now, so that a bad one is refused before the first is scored
-        spec: drawing(trained, mesh, spec, _taking_part(guides, spec)) for spec in specs
+        spec: drawing(trained, mesh, spec, _taking_part(companions, spec)) for spec in specs
     }
     (image_size,) = {drawn.image_size for drawn in drawings.values()}
     judging = judge and agreement.load_judge(
@@ -108,13 +110,13 @@ def run(
         else:
             record = scorer.score_samples(scoring, samples, made_by, reference, path)
         judged = judging and agreement.judge_samples(
-            judging, samples, made_by, spec, real, outputs, _taking_part(guides, spec)
+            judging, samples, made_by, spec, real, outputs, _taking_part(companions, spec)
         )
-        rows.append(Row(spec, _network_calls(trained, spec, guides), record, path, judged))
+        rows.append(Row(spec, _network_calls(trained, spec, companions), record, path, judged))
     place = outputs / "eval" / f"sweep_step_{trained.step:07d}_{trained.weights}_{_hash(rows)}.csv"
     processes.on_first(lambda: write_atomically(place, _csv(rows).encode()))
     if processes.is_first():
-        by = "" if guides.guide is None else f", guided by step {guides.guide.identity['step']} of {guide}"
+        by = "" if companions.guide is None else f", guided by step {companions.guide.identity['step']} of {guide}"
         title = (
             f"step {trained.step:,}, weights {trained.weights}, n = {n}, against {rows[0].record['reference']['name']}"
         )
@@ -123,19 +125,19 @@ def run(
     return rows
 
 
-def _network_calls(trained: TrainedModel, spec: SamplerSpec, guides: Guides) -> int:
+def _network_calls(trained: TrainedModel, spec: SamplerSpec, companions: Companions) -> int:
     """Of all networks that take part in one image."""
     calls = build.network_calls(trained.model, spec)
-    if (above := guides.upsampler) is None:
+    if (above := companions.upsampler) is None:
         return calls
     return calls + build.network_calls(above.model, build.sampler_spec(above.config.sample))
 
 
-def _taking_part(guides: Guides, spec: SamplerSpec) -> Guides:
-    """Those of the guides that a sampler asks for."""
-    return guides._replace(
-        guide=guides.guide if spec.guidance != 1 else None,
-        classifier=guides.classifier if spec.classifier_scale else None,
+def _taking_part(companions: Companions, spec: SamplerSpec) -> Companions:
+    """Those of the companions that a sampler asks for."""
+    return companions._replace(
+        guide=companions.guide if spec.guidance != 1 else None,
+        classifier=companions.classifier if spec.classifier_scale else None,
     )
 
 

@@ -18,7 +18,7 @@ from fooddiff.sample.spec import SamplerSpec
 log = logging.getLogger(__name__)
 
 
-class Guides(NamedTuple):
+class Companions(NamedTuple):
     """Other networks that take part in sampling; None where there is no such network."""
 
     guide: Guide | None
@@ -35,7 +35,7 @@ class Drawing(NamedTuple):
     image_size: int  # pixels
 
 
-def load_guides(
+def load_companions(
     trained: TrainedModel,
     mesh: jax.sharding.Mesh,
     *,
@@ -43,7 +43,7 @@ def load_guides(
     guide_step: int | None,
     classifier: Path | None,
     upsample: Path | None,
-) -> Guides:
+) -> Companions:
     """Loads what guides a model, or enlarges what it draws; of each the averaged weights.
 
     Args:
@@ -58,7 +58,7 @@ def load_guides(
         FileNotFoundError: no such workdir, file or checkpoint.
         ValueError: one of them does not fit the model.
     """
-    return Guides(
+    return Companions(
         load_guide(guide, step=guide_step, guided=trained, mesh=mesh),
         None if classifier is None else _load_classifier(classifier, trained, mesh),
         None if upsample is None else _load_second_half(upsample, trained, mesh),
@@ -111,14 +111,14 @@ def check_enlarges(upsampler: TrainedModel, trained: TrainedModel, where: Path) 
     check_classes(trained, upsampler.class_names, what)
 
 
-def drawing(trained: TrainedModel, mesh: jax.sharding.Mesh, spec: SamplerSpec, guides: Guides) -> Drawing:
+def drawing(trained: TrainedModel, mesh: jax.sharding.Mesh, spec: SamplerSpec, companions: Companions) -> Drawing:
     """Builds the sampler of a trained model. With an upsampler, sampled as its own config says, it is a cascade.
 
     Raises:
         ValueError: no such sampler, a setting of it that cannot be, or a model for super-resolution.
     """
     check_draws(trained)
-    guide, classifier, upsampler = guides
+    guide, classifier, upsampler = companions
     draw = build.make_sampler(
         trained.model, mesh, spec, guide=guide and guide.model, classifier=classifier and classifier.model
     )
