@@ -14,8 +14,11 @@ from fooddiff import build, parallel
 from fooddiff.api import Model
 from fooddiff.arrays import Batch
 from fooddiff.commands.convert import main as convert
+from fooddiff.convert.card import model_card
+from fooddiff.convert.exporting import write_safetensors
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints
+from fooddiff.runs.fine_tune import starting_weights
 from fooddiff.runs.load import TrainedModel
 from fooddiff.runs.weights_file import read_weights, write_weights
 from fooddiff.sample.generate import draw_batches, sample_ids
@@ -209,6 +212,23 @@ def test_an_exported_file_is_a_model(workdir, tmp_path, flags, off):
     assert str(workdir.parent) not in str(about)
     with pytest.raises(ValueError, match="holds the weights raw of step 4"):
         fooddiff.load(file, weights="ema_0.5")
+
+
+def test_a_card_and_a_file_say_which_weights_training_began_with(tmp_path):
+    first = another(tmp_path, 3).trained
+    second = first._replace(
+        step=4, meta={"origin": starting_weights(first, first.config, first.class_names, first.params)[1]}
+    )
+    second.meta["origin"]["workdir"] = str(tmp_path)
+    assert (first.images_seen, second.images_seen) == (12, 28)
+    file = tmp_path / "second.safetensors"
+    write_safetensors(file, second.params, second)
+    third = fooddiff.load(file, weights="raw").trained
+    assert (third.images_seen, third.meta["origin"]["images_seen"]) == (28, 12)
+    assert str(tmp_path) not in str(third.meta["origin"])
+    for each in (second, third):
+        card = model_card(each, name="it", library="fooddiff", use="", workdir=file)
+        assert "4 steps of 4 images, beginning with the weights `raw` of step 3 of another run: 28 images" in card
 
 
 def another(tmp_path, seed, **overrides):

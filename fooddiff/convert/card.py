@@ -1,7 +1,7 @@
 """Model cards: the README.md that Hugging Face's hub shows for an exported model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +57,8 @@ def model_card(trained: TrainedModel, *, name: str, library: str, use: str, work
     data = DATA[config.data.source]
     task, tag = TASKS[build.task_of(config)]
     size = config.data.image_size
-    imported = trained.meta.get("origin")
+    before = trained.meta.get("origin")
+    imported = _imported(before)
     scores = _scores(workdir, trained.step, trained.weights)
     head = {
         "library_name": library,
@@ -75,7 +76,11 @@ def model_card(trained: TrainedModel, *, name: str, library: str, use: str, work
         origin += f", followed by {trained.step:,} steps of training on {data.name}." if trained.step else "."
         terms = "The terms of the imported weights and of their data hold; this file cannot tell them."
     else:
-        origin = f"It was trained on {data.name} for {trained.step:,} steps of {config.train.batch_size} images."
+        origin = f"It was trained on {data.name} for {trained.step:,} steps of {config.train.batch_size} images"
+        if before:
+            origin += f", beginning with the weights `{before['weights']}` of step {before['step']:,} of another run"
+            origin += f": {trained.images_seen:,} images in all"
+        origin += "."
         terms = f"Weights: Apache-2.0. {data.terms}" if config.data.source != "folder" else data.terms
     return "\n".join(
         [
@@ -120,6 +125,13 @@ def model_card(trained: TrainedModel, *, name: str, library: str, use: str, work
 
 
 _SHOWN = ("model", "diffusion", "objective", "sample")
+
+
+def _imported(origin: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The file that the weights, or those that they began with, were imported from."""
+    while origin is not None and "file" not in origin:
+        origin = origin.get("origin")
+    return origin
 
 
 def _scores(workdir: Path, step: int, weights: str) -> list[Distance]:

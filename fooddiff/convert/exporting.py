@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -45,10 +45,10 @@ def export(
     """Writes the weights of a checkpoint to a new file or folder, with a model card and without `PLACES`.
 
     A `.safetensors` file has our parameter names and layouts (NHWC kernels) and, as metadata, "config" and
-    "class_names" (JSON), "step", "images_seen" and "weights"; `fooddiff.load` and every --workdir take it. A `.pt` file
-    is a state dict with OpenAI's names and torch's layouts. Both are float32, bit for bit the checkpoint's, unless
-    halved. For the folders see `diffusers.write_folder` and `stablehlo.write_folder`. The card of a folder is its
-    README.md; that of a file lies beside it, under its name and `.md`.
+    "class_names" (JSON), "step", "images_seen", "weights" and "origin"; `fooddiff.load` and every --workdir take it.
+    A `.pt` file is a state dict with OpenAI's names and torch's layouts. Both are float32, bit for bit the
+    checkpoint's, unless halved. For the folders see `diffusers.write_folder` and `stablehlo.write_folder`. The card of
+    a folder is its README.md; that of a file lies beside it, under its name and `.md`.
 
     Args:
         workdir: a run's directory, or a file of weights.
@@ -123,10 +123,18 @@ def write_safetensors(
         "class_names": trained.class_names,
         "step": trained.step,
         "weights": trained.weights,
-        "images_seen": trained.step * trained.config.train.batch_size,
+        "images_seen": trained.images_seen,
+        "origin": _without_workdirs(trained.meta.get("origin")),
     }
     write_weights(path, params, about, half=half)
     return f"""import fooddiff\n\nimages = fooddiff.load("{path.name}").sample(per_class=1)"""
+
+
+def _without_workdirs(origin: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if origin is None:
+        return None
+    kept = {name: value for name, value in origin.items() if name != "workdir"}
+    return kept | ({"origin": _without_workdirs(kept["origin"])} if "origin" in kept else {})
 
 
 def _write_openai(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel) -> str:

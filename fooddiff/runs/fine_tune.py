@@ -60,6 +60,7 @@ def starting_weights(
     origin = {
         "step": source.step,
         "weights": source.weights,
+        "images_seen": source.images_seen,
         "reinitialised": sorted(renewed),
         "origin": source.meta.get("origin"),
     }

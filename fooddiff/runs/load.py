@@ -44,6 +44,12 @@ class TrainedModel(NamedTuple):
     weights: str  # "raw", "ema_<rate>" or "power_<length>"
     meta: Mapping[str, Any]
 
+    @property
+    def images_seen(self) -> int:
+        """How many images it was trained on, repeated ones and those of the runs that it went on from included."""
+        before = self.meta.get("origin") or {}
+        return self.step * self.config.train.batch_size + before.get("images_seen", 0)
+
 
 def load_trained(
     workdir: Path, *, step: int | None, weights: str, mesh: jax.sharding.Mesh, task: str | None = "diffusion"

@@ -20,7 +20,9 @@ LICENCE = "Weights: Apache-2.0, trained on Food-101, whose pictures belong to th
 class WeightsFile(NamedTuple):
     """What such a file holds."""
 
-    about: Mapping[str, Any]  # "config" and "class_names" as JSON types, "step", "weights", "images_seen"
+    about: Mapping[str, Any]
+    """"config" and "class_names" as JSON types, "step", "weights", "images_seen", and "origin": what the weights were
+    made from, or None."""
     params: dict[str, np.ndarray]  # as stored: float32 or float16
 
 
@@ -57,6 +59,7 @@ def read_weights(path: Path) -> WeightsFile:
         if metadata.pop("sha256") != _hash(metadata, params):
             raise ValueError("its contents are not those that were written: get the file again")
         about = {name: json.loads(metadata[name]) for name in ("config", "class_names", "step", "images_seen")}
+        about["origin"] = json.loads(metadata.get("origin", "null"))
         about["step"], about["weights"] = int(about["step"]), metadata["weights"]
     except FileNotFoundError:
         raise
