@@ -31,6 +31,7 @@ def tiny_classifier(folder, images="noisy", **overrides):
     base = tiny.config(folder)
     config.data, config.train, config.log = base.data, base.train, base.log
     config.ema.rates = base.ema.rates
+    config.optimizer.name = "adamw"  # which compiles faster
     config.optimizer.warmup_steps = 0
     config.optimizer.cooldown_steps = 1
     config.objective.crop = 1
