@@ -145,8 +145,8 @@ def kept_timesteps(steps: int, sections: str) -> list[int] | None:
 
 def make_case_tables(config: Mapping[str, Any], build: Callable = make_tables) -> GaussianDiffusion:
     """The float64 tables (`make_tables`) or the process (`make_process`) of a case."""
-    steps = config["steps"]
-    betas = {"linear": linear_betas, "cosine": cosine_betas}[config["noise_schedule"]](steps)
+    steps = config.get("steps", 1000)
+    betas = {"linear": linear_betas, "cosine": cosine_betas}[config.get("noise_schedule", "linear")](steps)
     keep = kept_timesteps(steps, config.get("timestep_respacing", ""))
     return build(betas, keep, rescale_timesteps=config.get("rescale_timesteps", False))
 

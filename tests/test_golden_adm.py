@@ -105,6 +105,7 @@ def test_every_array_is_compared(case, computed):
     inputs = {"x", "t", "y", "R", "low_res"}
     inputs |= {name for name in case.arrays if name.startswith("state/") or name.endswith("/in")}
     assert case.arrays.keys() - inputs <= compared
+    assert {name for name in compared if not name.startswith("grad/")} <= case.arrays.keys()
     assert {f"grad_norm/{name}" for name in golden_cases.weights(case, "state")} <= case.arrays.keys()
 
 

@@ -313,6 +313,7 @@ def test_every_array_is_compared(case, computed):
     }
     inputs |= {name for name in case.arrays if name.startswith("state/")}
     assert case.arrays.keys() - inputs <= compared
+    assert {name for name in compared if not name.startswith("grad/")} <= case.arrays.keys()
     if case.config["kind"] in NETWORKS:
         assert {f"grad_norm/{name}" for name in golden_cases.weights(case, "state")} <= case.arrays.keys()
 
