@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -115,3 +116,11 @@ def test_every_case_is_run_by_its_name_and_changed_arrays_fail(renamed):
         assert f"{test} PASSED" in result.stdout
     for test in checkpoints:  # some are of the cases that were changed
         assert f"{test} PASSED" in result.stdout or f"{test} FAILED" in result.stdout
+    changed = {array for _, array in failing}
+    _, *failures = re.split(r"\n_{3,} (\S+) _{3,}\n", result.stdout)
+    comparisons = {test: text for test, text in zip(failures[::2], failures[1::2], strict=True) if "reference[" in test}
+    assert comparisons
+    for test, text in comparisons.items():  # of what a changed case holds, nothing else differs
+        differing = re.findall(r"^E\s+(?:AssertionError: )?[^/\s]+/(\S+): \S+, allowed", text, re.MULTILINE)
+        assert set(differing) & changed, test
+        assert set(differing) <= changed, test

@@ -79,7 +79,7 @@ def model_card(trained: TrainedModel, *, name: str, library: str, use: str, work
         origin = f"It was trained on {data.name} for {trained.step:,} steps of {config.train.batch_size} images"
         if before:
             origin += f", beginning with the weights `{before['weights']}` of step {before['step']:,} of another run"
-            origin += f": {trained.images_seen:,} images in all"
+            origin += f": {trained.images_seen:,} images in all" if "images_seen" in before else ""
         origin += "."
         terms = f"Weights: Apache-2.0. {data.terms}" if config.data.source != "folder" else data.terms
     return "\n".join(

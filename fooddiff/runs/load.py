@@ -46,7 +46,7 @@ class TrainedModel(NamedTuple):
 
     @property
     def images_seen(self) -> int:
-        """How many images it was trained on, repeated ones and those of the runs that it went on from included."""
+        """Images that it was trained on, repeated ones included, and those of runs that it went on from, if known."""
         before = self.meta.get("origin") or {}
         return self.step * self.config.train.batch_size + before.get("images_seen", 0)
 
