@@ -2,8 +2,8 @@
 
     python run_train.py --config=configs/digits.py --workdir=runs/digits
 
-On one CPU core it takes about three minutes. Of 200 digits drawn from the averaged weights (20 per class, seed 0), a
-scikit-learn SVC that was fitted on the real ones read 98.0 % as the label that was asked for.
+On one CPU core it takes about three minutes. Of 200 digits drawn from the averaged weights (20 per class, 50 steps,
+seed 0), a scikit-learn SVC that was fitted on the real ones read 99.0 % as the label that was asked for.
 """
 
 from ml_collections import ConfigDict
@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.eval.every_steps = 500
     config.sample.every_steps = 500
     config.sample.batch_size = 80
+    config.sample.steps = 50  # of the 200 timesteps
     config.sample.per_class = 8
     config.log.every_steps = 50
     return config

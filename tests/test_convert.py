@@ -91,7 +91,7 @@ def write_config(path, unet):
         "def get_config():\n"
         "    config = digits.get_config()\n"
         f"    config.update({changes!r})\n"
-        "    del config.objective.vb_weight\n"
+        "    config.sample.steps = None\n    del config.objective.vb_weight\n"
         "    return config\n"
     )
     return f"--config={path}"

@@ -80,7 +80,8 @@ def test_a_process_that_nobody_told_its_place_says_so(tmp_path):
 
 def command(config, workdir: Path) -> list[str]:
     """The command line that trains what `tests.tiny.config` says."""
-    changes = [f"--config.{name}={value}" for name, value in _flat(config).items() if value is not None]
+    flat = _flat(config) | {"sample.steps": config.diffusion.timesteps}  # as None says, which no flag can
+    changes = [f"--config.{name}={value}" for name, value in flat.items() if value is not None]
     return ["run_train.py", "--config=configs/digits.py", f"--workdir={workdir}", *changes, "--distributed"]
 
 

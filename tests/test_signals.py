@@ -36,7 +36,8 @@ def test_the_second_signal_ends_the_process_at_once(tmp_path):
 def test_a_stopped_training_goes_on_where_it_stopped(tmp_path, number):
     command = [
         "run_train.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}",
-        f"--config.data.cache_dir={tmp_path}", "--config.diffusion.timesteps=4", "--config.log.every_steps=10",
+        f"--config.data.cache_dir={tmp_path}", "--config.diffusion.timesteps=4", "--config.sample.steps=4",
+        "--config.log.every_steps=10",
         "--config.train.checkpoint_every=100000", "--config.sample.every_steps=100000", "--config.train.steps=100000",
     ]  # fmt: skip
     with started(command, tmp_path / "log") as training:

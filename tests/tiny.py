@@ -25,6 +25,7 @@ def config(workspace, **overrides) -> ConfigDict:
     config.sample.every_steps = 4
     config.eval.every_steps = 2
     config.eval.cache_dir = str(workspace / "cache")
+    config.sample.steps = None  # every timestep
     config.sample.per_class = 1
     config.sample.batch_size = 4
     config.sample.classes = ("3", "1")
