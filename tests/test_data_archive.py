@@ -99,7 +99,11 @@ def test_a_path_with_nothing_there(tmp_path):
     refused(tmp_path / "absent.tar.gz", tmp_path, "absent.tar.gz does not exist", FileNotFoundError)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8bhello", gzip.compress(b"hello" * 1000)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"\x1f\x8bhello", gzip.compress(b"hello" * 1000, mtime=0)],
+    ids=["empty", "text", "gzip's first bytes", "gzip of no archive"],
+)
 def test_a_file_that_is_no_archive(tmp_path, content):
     path = tmp_path / "food-101.tar.gz"
     path.write_bytes(content)
