@@ -1,4 +1,4 @@
-r"""Real dishes at 64x64 for about a hundredth of the reference's cost: a U-ViT that predicts x_0, for two CPU cores.
+r"""Real dishes at 64x64 for a seventieth of the reference's cost: a U-ViT that predicts x_0, for two CPU cores.
 
     python run_train.py --config=configs/food101_cheap.py --config.data.source=archive \
         --config.data.path=food-101.tar.gz --workdir=runs/cheap

@@ -25,7 +25,7 @@ class Data(NamedTuple):
 FOOD101 = Data(
     "Food-101 (Bossard, Guillaumin, Van Gool 2014)",
     "ethz/food101",
-    "Its pictures come from foodspotting.com and belong to their owners: they are for research use.",
+    "Food-101's pictures come from foodspotting.com and belong to their owners: they are for research use.",
 )
 DATA = {
     "food101": FOOD101,
