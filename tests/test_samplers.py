@@ -233,6 +233,19 @@ def test_finite_with_any_number_of_steps(sampler, steps):
     assert jnp.abs(x_0).max() <= 1 + 1e-5
 
 
+def test_ddim_with_eta_1_is_finite_in_two_steps():
+    steps = transitions(make_process(cosine_betas(200), [0, 199]))  # where rounding leaves less than no variance
+    x_0 = sample(partial(ddim, eta=1.0), gaussian, steps, jnp.ones((1, 2, 2, 1)), lambda t: jnp.ones((1, 2, 2, 1)))
+    assert jnp.isfinite(x_0).all()
+
+
+@pytest.mark.parametrize("sampler", [ancestral, ddim, dpmpp_2m, sde_dpmpp_2m, heun])
+def test_a_level_may_repeat(sampler):
+    steps = continuous.transitions(np.array([-4.0, -4.0, -1.0, 2.0, 2.0, 2.0]))
+    x_0 = sample(sampler, gaussian, steps, jnp.ones((1, 2, 2, 1)), lambda t: jnp.zeros((1, 2, 2, 1)))
+    assert jnp.isfinite(x_0).all()
+
+
 @pytest.mark.parametrize("sampler", [ancestral, partial(ddim, eta=0.5), dpmpp_2m, sde_dpmpp_2m, heun])
 def test_steps_may_be_taken_in_parts(sampler):
     """Looking at the images in between changes none of them."""

@@ -110,7 +110,7 @@ def ddim(
 def ddim_step(prediction: Prediction, x_t: Image, here: Transition, noise: Image, *, eta: float = 0.0) -> Image:
     """One step of `ddim`; with eta = 0 it also leads to a level of more noise, which encodes an image."""
     deviation = eta * (here.remaining != 0) * jnp.exp(0.5 * here.posterior_log_var)
-    kept = jnp.sqrt(here.next.sigma**2 - deviation**2)
+    kept = jnp.sqrt(jnp.maximum(here.next.sigma**2 - deviation**2, 0.0))  # rounding may bring it below 0
     mean = per_image(here.next.alpha) * prediction.x_0 + per_image(kept) * prediction.eps
     return mean + per_image(deviation) * noise
 
@@ -194,9 +194,12 @@ def heun(
 
 
 def _slope(before: Descent, here: Transition) -> Array:
-    """Half the ratio of this step to the last one in lambda; 0 at the first and the last step, which have no ratio."""
+    """Half the ratio of this step to the last one in lambda; 0 where there is none.
+
+    That is at the first and the last step, and where a level repeats the one before it.
+    """
     log_snr = here.level.log_snr
-    inner = jnp.isfinite(before.log_snr) & jnp.isfinite(here.next.log_snr)
+    inner = jnp.isfinite(before.log_snr) & jnp.isfinite(here.next.log_snr) & (log_snr != before.log_snr)
     pairs = ((here.next.log_snr, log_snr), (log_snr, before.log_snr))
     step, last = (jnp.where(inner, a - b, 1.0) for a, b in pairs)
     return per_image(jnp.where(inner, step / (2 * last), 0.0))
