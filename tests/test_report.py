@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from PIL import Image
 from fooddiff.commands.report import main
 from fooddiff.report import figures
 from fooddiff.report.curves import MAX_POINTS, smooth, thin
+from fooddiff.report.figures import best_of
 from fooddiff.report.page import make_report, render
 from fooddiff.report.runs import Curve, read_run
 from fooddiff.report.svg import SVG, inline
@@ -141,6 +143,24 @@ def test_the_newest_predictions_in_one_step_are_shown(whole):
 def test_the_best_step_of_each_weights_is_marked(run):
     (comparison,) = make_report([read_run(run, "run")], []).comparisons
     assert {(d.weights, d.step) for _, d, best in comparison.rows if best} == {("raw", 200), ("ema_0.999", 200)}
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("FD-64[x]", 100), ("PSNR [dB]", 200), ("Precision-64[x]", 200)])
+def test_the_best_is_the_least_distance_or_the_largest_likeness(run, metric, expected):
+    point = read_run(run, "run").distances[0]
+    conditions = replace(point.conditions, metric=metric)
+    points = [replace(point, conditions=conditions, step=step, value=step / 10) for step in (100, 200)]
+    assert best_of(points).step == expected
+
+
+def test_other_networks_that_took_part_keep_distances_apart(run):
+    recipe = {"classifier": {"weights_sha256": "ab" * 32}, "upsampler": {"weights_sha256": "cd" * 32}}
+    record = evaluation()
+    record["samples"]["made_by"]["recipe"] = recipe
+    (run / "eval" / "other.json").write_text(json.dumps(record))
+    samplers = {distance.conditions.sampler for distance in read_run(run, "run").distances}
+    assert any(", by classifier abababab, enlarged by " in sampler for sampler in samplers)
+    assert len(samplers) == 2
 
 
 def test_records_about_other_things_are_left_out(run):

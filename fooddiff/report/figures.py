@@ -19,6 +19,7 @@ from fooddiff.files.atomic import atomic_path
 from fooddiff.report.curves import smooth, thin
 from fooddiff.report.runs import Conditions, Distance, Floor, Run
 
+LARGER_IS_BETTER = ("PSNR", "SSIM", "Precision", "Recall", "IS")  # how the names of such metrics begin
 COLOURS = ("#2f7fc1", "#d9730d", "#1a9e6c", "#b2559b", "#9a8500", "#7a6ff0")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 MARKERS = ("o", "s", "^", "D")
@@ -117,7 +118,7 @@ def distance(
     Args:
         runs: runs; those without such a distance are left out.
         conditions: which distances.
-        weights: "raw" or "ema_<rate>".
+        weights: "raw", "ema_<rate>" or "power_<length>".
         floors: those that belong to the conditions.
         name: of the drawing's files.
         scale: "log" or "linear".
@@ -141,7 +142,7 @@ def distance(
                 steps, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=run.name,
                 gid=f"points-{index}",
             )  # fmt: skip
-            best = min(points, key=lambda p: p.value)
+            best = best_of(points)
             axes.plot(best.step, best.value, marker, markersize=10, markerfacecolor="none", markeredgecolor=colour)
             titles[f"points-{index}"] = [provenance(run, p) for p in points]
             told.append(f"{run.name} is best at step {best.step:,} with {best.value:.3g}")
@@ -154,6 +155,12 @@ def distance(
     if drawing is None:
         return None
     return Drawing(name, drawing.figure, f"{conditions}, {weights} weights, over steps: {'; '.join(told)}.", titles)
+
+
+def best_of(points: Sequence[Distance]) -> Distance:
+    """The least distance or, of what is the better the larger it is, the largest."""
+    choose = max if points[0].conditions.metric.startswith(LARGER_IS_BETTER) else min
+    return choose(points, key=lambda point: point.value)
 
 
 def select(run: Run, conditions: Conditions, weights: str) -> list[Distance]:

@@ -145,7 +145,7 @@ def _comparison(runs: Sequence[Run], conditions: Conditions, floors: Sequence[Fl
         )
         for run in runs:
             points = figures.select(run, conditions, kind)
-            best = min(points, key=lambda d: d.value, default=None)
+            best = figures.best_of(points) if points else None
             rows += [(run, point, point is best) for point in points]
     return Comparison(conditions, panels, floors, rows)
 

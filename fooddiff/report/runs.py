@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs.record import read_scalars
 from fooddiff.sample.spec import SamplerSpec
 from fooddiff.settings import flatten
@@ -51,7 +52,7 @@ class Distance:
 
     conditions: Conditions
     step: int
-    weights: str  # "raw" or "ema_<rate>"
+    weights: str  # "raw", "ema_<rate>" or "power_<length>"
     value: float
     error: float | None  # one standard deviation
     bias: float | None
@@ -225,11 +226,15 @@ def read_agreements(path: Path) -> list[Agreement]:
 
 
 def _sampler(made_by: Mapping[str, Any]) -> str:
-    """How samples were drawn, and by what they were guided."""
-    title, guide = SamplerSpec.from_json(made_by["sampling"]).title, made_by.get("recipe", {}).get("guide")
-    if guide is None:
-        return title
-    return f"{title}, by step {guide['step']} {guide['weights']} ({guide['weights_sha256'][:8]})"
+    """How samples were drawn, by what they were guided and by what enlarged."""
+    title, recipe = SamplerSpec.from_json(made_by["sampling"]).title, made_by.get("recipe", {})
+    if guide := recipe.get("guide"):
+        title += f", by step {guide['step']} {guide['weights']} ({guide['weights_sha256'][:8]})"
+    if classifier := recipe.get("classifier"):
+        title += f", by classifier {classifier['weights_sha256'][:8]}"
+    if upsampler := recipe.get("upsampler"):
+        title += f", enlarged by {sha256_of_json(upsampler)[:8]}"
+    return title
 
 
 def read_floors(path: Path) -> list[Floor]:
