@@ -2,7 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,22 @@ _CPU_OPTIONS = {
     # Eigen's; this keeps YNNPACK for single matmuls and reductions only.
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
+_target: ContextVar[str | None] = ContextVar("target", default=None)
+
+
+def platform() -> str:
+    """What programs are compiled for: "cpu", "gpu" or "tpu"; the default backend, but within `compiling_for`."""
+    return _target.get() or jax.default_backend()
+
+
+@contextmanager
+def compiling_for(target: str) -> Iterator[None]:
+    """Within it, what is traced is meant for another platform than the default backend."""
+    token = _target.set(target)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 def keep_compiled() -> None:
@@ -40,11 +58,11 @@ def unroll_gradients() -> bool:
 
     It brings convolutions to the form that its fast kernels take outside of loops only, and gradients need that.
     """
-    return jax.default_backend() == "cpu"
+    return platform() == "cpu"
 
 
 def jit(fun: Callable, **kwargs) -> Callable:
-    """Compiles `fun` with `jax.jit` and the compiler options of the default backend.
+    """Compiles `fun` with `jax.jit` and the compiler options of the platform.
 
     Args:
         fun: a pure function of arrays.
@@ -53,13 +71,13 @@ def jit(fun: Callable, **kwargs) -> Callable:
     Returns:
         The jitted function.
     """
-    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    options = _CPU_OPTIONS if platform() == "cpu" else {}
     return jax.jit(fun, compiler_options=options, **kwargs)
 
 
 def activation_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """What layers pass on that compute in `dtype`: float32 on the CPU, where all but products is slower in bfloat16."""
-    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+    return jnp.float32 if platform() == "cpu" else dtype
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -88,7 +106,7 @@ def _backward(dtype, saved, gradient):
     x, kernel = saved
     rows, columns = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     by_kernel, by_rows = kernel.astype(dtype).T, rows.T
-    if jax.default_backend() == "cpu":  # a product that a transposition is folded into takes up to 4 times as long
+    if platform() == "cpu":  # a product that a transposition is folded into takes up to 4 times as long
         if dtype == jnp.float32:  # but writing out the rows takes as long as it saves
             by_kernel = jax.lax.optimization_barrier(by_kernel)
         else:

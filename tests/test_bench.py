@@ -54,6 +54,9 @@ def test_the_peer_of_a_uvit_is_told_its_size(fake_peer, tmp_path):
     config = food101_cheap.get_config()
     config.train.batch_size = 2
     config.model.update(conv_channels=8, width=16, depth=1, embed_dim=16)
+    with pytest.raises(ValueError, match="the peer learns with AdamW"):
+        train.run(config, repetitions=1, peer=fake_peer._replace(checkout=None))
+    config.optimizer.name = "adamw"
     numbers = train.run(config, repetitions=1, peer=fake_peer._replace(checkout=None))
     assert numbers["PyTorch"].median == 2 / 0.5
     asked = json.loads((tmp_path / "asked.json").read_text())

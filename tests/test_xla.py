@@ -59,3 +59,10 @@ def test_products_in_bfloat16_round_their_factors_and_nothing_else(factors):
     for a, b in zip(ours, expected, strict=True):
         assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_compiled_for_another_platform_is_for_it():
+    assert (xla.platform(), xla.activation_dtype(jnp.bfloat16), xla.unroll_gradients()) == ("cpu", jnp.float32, True)
+    with xla.compiling_for("tpu"):
+        assert (xla.activation_dtype(jnp.bfloat16), xla.unroll_gradients()) == (jnp.bfloat16, False)
+    assert xla.platform() == "cpu"

@@ -36,7 +36,8 @@ def run(arguments: Sequence[str], *, repetitions: int) -> dict[str, Quantity]:
 
 
 def _first_step(arguments: Sequence[str], workdir: Path, environment: dict[str, str]) -> float:
-    command = [sys.executable, "run_train.py", *arguments, f"--workdir={workdir}", "--config.log.every_steps=1"]
+    program = "from fooddiff.commands.scripts import train; train()"
+    command = [sys.executable, "-c", program, *arguments, f"--workdir={workdir}", "--config.log.every_steps=1"]
     metrics, start = workdir / "metrics.jsonl", time.perf_counter()
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as training:
         while not (metrics.exists() and metrics.stat().st_size):

@@ -25,10 +25,13 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     """
     mesh, sample = parallel.make_mesh(), config.sample
     training = build.make_training(config, mesh)
+    if training.model.low_res is not None:
+        raise ValueError("a model for super-resolution draws nothing by itself: its sampling has no benchmark")
     spec = build.sampler_spec(sample)
     draw = build.make_sampler(training.model, mesh, spec)
     key = keys.root(0, training.replicated)
     params = build.first_state(training, key, {}).params
+    params |= {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in build.codec_tensors(config).items()}
     n = sample.batch_size
     ids = sample_ids([0], n) if config.model.num_classes is None else _spread(n, config.model.num_classes)
     program = compiled(draw, params, key, ids)

@@ -29,5 +29,6 @@ def processor() -> str:
     """The devices and, of a CPU, its model."""
     devices = versions()["devices"]
     info = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text().splitlines() if info.exists() else []  # not on every system
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{devices} ({len(models)} x {models[0]})" if models else devices

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import build
 from fooddiff.bench.measure import Quantity, exactly
+from fooddiff.xla import compiling_for
 
 
 class Chip(NamedTuple):
@@ -51,10 +52,11 @@ def run(config: ConfigDict, topology: str) -> dict[str, Quantity]:
         ModuleNotFoundError: libtpu is missing.
     """
     mesh = jax.sharding.Mesh(np.asarray(_devices(topology)), ("data",))
-    training = build.make_training(config, mesh)
-    step = jax.jit(training.step, donate_argnums=0, out_shardings=training.state_sharding)
-    start = time.perf_counter()
-    program = step.lower(*build.abstract_step_arguments(config, training)).compile()
+    with compiling_for("tpu"):
+        training = build.make_training(config, mesh)
+        step = jax.jit(training.step, donate_argnums=0, out_shardings=training.state_sharding)
+        start = time.perf_counter()
+        program = step.lower(*build.abstract_step_arguments(config, training)).compile()
     seconds = time.perf_counter() - start
     cost, memory, chip = program.cost_analysis(), program.memory_analysis(), CHIPS[topology.split(":")[0]]
     hlo = program.as_text()

@@ -68,6 +68,8 @@ def _peer_settings(config: ConfigDict, state: TrainState) -> dict[str, Any]:
     shared = {"batch_size": config.train.batch_size, "ema_rates": list(config.ema.rates)}
     if config.model.network == "unet":
         return shared | {"task": "train"} | unet_settings(config)
+    if config.optimizer.get("name", "adam") != "adamw":
+        raise ValueError("the peer learns with AdamW: give --config.optimizer.name=adamw, too")
     model = config.model.to_dict() | {"image_size": config.data.image_size}
     return shared | {
         "task": "train_uvit",

@@ -35,7 +35,7 @@ def train(settings):
 
 
 def train_uvit(settings):
-    """One step of the cheap recipe with the same network in PyTorch: x_0, min(SNR + 1, 5), AdamW, averages."""
+    """One step of the cheap recipe's network in PyTorch: x_0, min(SNR + 1, 5), AdamW, averages."""
     from uvit import UViT
 
     model = UViT(**settings["model"]).to(memory_format=torch.channels_last)
