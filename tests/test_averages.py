@@ -82,6 +82,7 @@ def test_a_file_of_any_length_is_made_of_the_checkpoints_and_used_like_a_run(run
     assert "rebuilt from 10 averages in the 5 checkpoints on the disk (steps 1 to 5)" in capsys.readouterr().err
     found = load(tmp_path / "a.safetensors")
     assert (found.step, found.weights) == (5, "power_0.07")
+    assert found.config.data.cache_dir != load(run).config.data.cache_dir  # a file is for others, too
     histories = [load(run, step=step, weights="raw").params for step in range(1, 6)]
     for name, value in found.params.items():
         expected = direct(np.stack([np.asarray(params[name], np.float64) for params in histories]), 0.07)

@@ -164,7 +164,8 @@ def test_export_and_import_again_change_no_bit(golden, tmp_path, suffix):
     assert workdir.to_json(before.config) == workdir.to_json(after.config)
     if suffix == ".safetensors":
         assert after.class_names == before.class_names
-        assert (after.meta["origin"]["step"], after.meta["origin"]["weights"]) == (0, "ema_0.995")
+        origin = after.meta["origin"]
+        assert [origin[name] for name in ("step", "weights", "images_seen")] == [0, "ema_0.995", 0]
     main(["export", f"--workdir={again}", f"--out={tmp_path / f'twice{suffix}'}"])
     if suffix == ".pt":
         assert exported.read_bytes() == (tmp_path / f"twice{suffix}").read_bytes()

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from fooddiff.model.network import abstract_params, make_network
-from fooddiff.model.openai import check_norm_groups, from_openai, openai_name, to_openai
+from fooddiff.model.openai import check_is_openais, from_openai, openai_name, to_openai
 from fooddiff.model.unet import UNet
 
 TINY = dict(
@@ -86,7 +86,15 @@ def test_another_architecture_names_the_first_tensors(params, change, message):
     assert len(str(error.value).splitlines()) <= 6
 
 
-def test_norms_that_openais_code_does_not_have_are_refused():
-    check_norm_groups(32)
-    with pytest.raises(ValueError, match="norm_groups is 8, but OpenAI's UNet always normalises in 32 groups"):
-        check_norm_groups(8)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(norm_groups=8), "norm_groups is 8, but OpenAI's UNet always normalises in 32 groups"),
+        (dict(network="uvit"), "config.model.network is 'uvit', but OpenAI's code has 'unet' and 'adm_encoder' alone"),
+        (dict(network="adm_encoder", patch_size=4), "config.model.patch_size is 4"),
+    ],
+)
+def test_what_openais_code_does_not_have_is_refused(change, message):
+    check_is_openais(dict(norm_groups=32))
+    with pytest.raises(ValueError, match=message):
+        check_is_openais(dict(norm_groups=32) | change)

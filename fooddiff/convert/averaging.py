@@ -7,7 +7,7 @@ import numpy as np
 
 from fooddiff import build, parallel
 from fooddiff.build import power_lengths
-from fooddiff.convert.exporting import check_new, check_suffix, write_safetensors
+from fooddiff.convert.exporting import check_new, check_suffix, without_places, write_safetensors
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints, choose_step
 from fooddiff.runs.codec_file import read_codec
@@ -61,7 +61,7 @@ def average(workdir: Path, *, length: float, step: int | None, out: Path, half: 
             for name, value in checkpoints.restore_weights(each.steps, like, power_name(each.length)).items():
                 params[name] += coefficient * np.asarray(value, np.float64)
     params |= read_codec(workdir, build.codec_tensors(config))
-    trained = TrainedModel(config, model, class_names, params, step, power_name(length), meta)
+    trained = TrainedModel(without_places(config), model, class_names, params, step, power_name(length), meta)
     write_safetensors(out, params, trained, half=half)
     log.info(
         "wrote %s: step %d, weights %s, rebuilt from %d averages in the %d checkpoints on the disk (steps %d to %d), "

@@ -15,7 +15,7 @@ from fooddiff.convert import diffusers, stablehlo
 from fooddiff.convert.card import model_card
 from fooddiff.files.atomic import atomic_folder, atomic_path, write_atomically
 from fooddiff.files.torch_zip import write_state_dict
-from fooddiff.model.openai import check_norm_groups, to_openai
+from fooddiff.model.openai import check_is_openais, to_openai
 from fooddiff.runs.load import TrainedModel, load_trained
 from fooddiff.runs.weights_file import write_weights
 from fooddiff.runs.workdir import to_json
@@ -140,7 +140,7 @@ def _without_workdirs(origin: Mapping[str, Any] | None) -> dict[str, Any] | None
 def _write_openai(path: Path, params: Mapping[str, np.ndarray], trained: TrainedModel) -> str:
     if "codec" in trained.config:
         raise ValueError("OpenAI's code knows no latents: this model can be exported to a .safetensors file alone")
-    check_norm_groups(trained.config.model.norm_groups)
+    check_is_openais(trained.config.model)
     with atomic_path(path) as temporary:
         write_state_dict(temporary, to_openai(params))
     return f"""import torch\n\nstate_dict = torch.load("{path.name}", weights_only=True)"""

@@ -16,7 +16,7 @@ from fooddiff.files.hashes import sha256_of
 from fooddiff.files.safetensors_file import read_tensors
 from fooddiff.files.torch_file import load_state_dict
 from fooddiff.model import ldm
-from fooddiff.model.openai import check_norm_groups, from_openai
+from fooddiff.model.openai import check_is_openais, from_openai
 from fooddiff.model.taesd import from_taesd, settings_of
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.checkpoint import Checkpoints
@@ -44,9 +44,9 @@ def import_openai(file: Path, workdir: Path, config: ConfigDict, class_names: Pa
             norms are not OpenAI's, or the class names are not those of config.model.num_classes.
     """
     _check_free(workdir)
+    check_is_openais(config.model)
     training = build.make_training(config, parallel.make_mesh())
     names = _class_names(config.model.num_classes, class_names)
-    check_norm_groups(config.model.norm_groups)
     params = from_openai(load_state_dict(file), training.abstract_state.params)
     _write_run(workdir, config, training, params, names, _origin(file))
 
@@ -142,7 +142,7 @@ def import_safetensors(file: Path, workdir: Path) -> None:
         training = build.make_training(config, mesh)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} has a config that describes no training: {error}") from error
-    origin = _origin(file) | {"step": trained.step, "weights": trained.weights}
+    origin = _origin(file) | {"step": trained.step, "weights": trained.weights, "images_seen": trained.images_seen}
     _write_run(workdir, config, training, trained.params, trained.class_names, origin)
 
 

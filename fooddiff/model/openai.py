@@ -5,6 +5,7 @@ Knows names and axes only; reading a file is `torch_file`'s task.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -95,13 +96,20 @@ def from_openai(state_dict: Mapping[str, np.ndarray], like: Params) -> Params:
     }
 
 
-def check_norm_groups(groups: int) -> None:
-    """Refuses a model whose norms are not those of OpenAI's code, which no tensor of a checkpoint shows.
+def check_is_openais(model: Mapping[str, Any]) -> None:
+    """Refuses a network that OpenAI's code does not have; what its norms are, no tensor of a checkpoint shows.
+
+    Args:
+        model: the config's section.
 
     Raises:
-        ValueError: the number of groups is not 32.
+        ValueError: another kind of network, patches, or norms in another number of groups than 32.
     """
-    if groups != NORM_GROUPS:
+    if (network := model.get("network", "unet")) not in ("unet", "adm_encoder"):
+        raise ValueError(f"config.model.network is {network!r}, but OpenAI's code has 'unet' and 'adm_encoder' alone")
+    if (size := model.get("patch_size", 1)) != 1:
+        raise ValueError(f"config.model.patch_size is {size}, but OpenAI's networks see single pixels: expected 1")
+    if (groups := model["norm_groups"]) != NORM_GROUPS:
         raise ValueError(
             f"config.model.norm_groups is {groups}, but OpenAI's UNet always normalises in {NORM_GROUPS} groups: its "
             f"code would compute something else from these weights"
