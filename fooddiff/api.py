@@ -71,6 +71,10 @@ class Model:
             ValueError: an unknown class or sampler, a number out of range, or a guide of other images or classes.
         """
         check_counts(per_class=per_class, batch_size=batch_size)
+        if isinstance(classes, str):
+            raise ValueError(f"classes is {classes!r}, expected a list of names: [{classes!r}]")
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed is {seed}, expected an integer from 0 to {2**32 - 1}")
         changes = dict(
             sampler=sampler, steps=steps, spacing=spacing, eta=eta,
             guidance=guidance, interval=interval, rescale=rescale,

@@ -1,4 +1,4 @@
-"""Composition root: config sections to objects. The only module that sees a ConfigDict or a string from one.
+"""Composition root: config sections to objects. No room below sees a ConfigDict or a string from one.
 
 First the tables of names and the fields of a config. Then, in this order, the makers of diffusion models, autoencoders
 and codecs, classifiers, samplers, optimizers, of a training of any of these, and of data sets.
@@ -269,12 +269,15 @@ def _discrete(*, schedule: str, timesteps: int, rescale_timesteps: bool, predict
     def steps(spec: SamplerSpec) -> Transition:
         if spec.steps is not None and not 2 <= spec.steps <= timesteps:
             raise ConfigError(f"cannot sample in {spec.steps} steps: expected 2 to {timesteps}")
+        grid_of = choose("sample.spacing", spec.spacing, SPACINGS)
+        if spec.steps is None and spec.spacing != "time":
+            raise ConfigError(f"spacing is {spec.spacing!r}, but no number of steps is given: every timestep is taken")
         if spec.steps is None:
             return discrete.transitions(make())
         if spec.spacing == "time":
             return discrete.transitions(make(schedules.evenly_spaced(timesteps, (spec.steps,))))
         log_snrs = np.asarray(make().log_snr, np.float64)
-        grid = choose("sample.spacing", spec.spacing, SPACINGS)(spec.steps, log_snrs[-1], log_snrs[0], log_snr_of=None)
+        grid = grid_of(spec.steps, log_snrs[-1], log_snrs[0], log_snr_of=None)
         return discrete.transitions(make(schedules.nearest(log_snrs, grid)))
 
     return make(), read, log_var, steps
@@ -331,7 +334,7 @@ def _diffusion_task(config, model: DiffusionModel) -> Task:
 
 
 def _discrete_objective(config, model: DiffusionModel, settings: dict[str, Any]):
-    name, sampling = settings.pop("name"), settings.pop("timestep_sampling")
+    name, sampling = settings.pop("name", None), settings.pop("timestep_sampling", None)
     function = choose("objective.name", name, OBJECTIVES)
     if name == "hybrid" and config.diffusion.variance != "learned_range":
         raise ConfigError(
@@ -346,9 +349,11 @@ def _discrete_objective(config, model: DiffusionModel, settings: dict[str, Any])
 
 
 def _continuous_objective(config, model: DiffusionModel, settings: dict[str, Any]):
-    choose("objective.name", settings.pop("name"), {"weighted": losses.weighted_loss})
+    choose("objective.name", settings.pop("name", None), {"weighted": losses.weighted_loss})
     tables = {"weight": WEIGHTS, "density": DENSITIES}
-    functions = {field: choose(f"objective.{field}", settings.pop(field), table) for field, table in tables.items()}
+    functions = {
+        field: choose(f"objective.{field}", settings.pop(field, None), table) for field, table in tables.items()
+    }
     log_snr_of = {"log_snr_of": LOG_SNRS[config.diffusion.schedule]}
     options = {field: dict(settings.pop(f"{field}_options", {})) for field in tables}
     if settings:
@@ -840,6 +845,10 @@ def _learning_rate(
     shapes = {name: (value, make) for name, (value, make) in shapes.items() if value is not None}
     for name, (value, _) in shapes.items():
         check_positive(f"optimizer.{name}", value)
+    if cooldown_steps is not None and cooldown_steps > total_steps:
+        raise ConfigError(
+            f"config.optimizer.cooldown_steps is {cooldown_steps}, expected at most config.train.steps {total_steps}"
+        )
     if len(shapes) > 1:
         raise ConfigError(f"config.optimizer sets {' and '.join(shapes)}: expected one of them at the most")
     shape = next((make(value) for value, make in shapes.values()), optimizer.constant)
@@ -860,6 +869,8 @@ class TaskMaker(NamedTuple):
     task: Callable[[Any, Any], Task]  # (config, model) -> task
     sections: Mapping[str, Mapping[str, Any] | None]  # of the config, besides SECTIONS and as there
 
+
+MAY_LACK = {"ema": {"power_lengths"}, "sample": {field.name for field in fields(SamplerSpec)}}  # of these sections
 
 TASKS = {
     "diffusion": TaskMaker(make_diffusion_model, _diffusion_task, DIFFUSION_SECTIONS),
@@ -892,17 +903,22 @@ class Training(NamedTuple):
 
 
 def check_config(config) -> None:
-    """Refuses unknown fields, and values of other types, wherever nothing else would notice them before the end.
+    """Refuses unknown and missing fields, and values of other types, where nothing else would notice them in time.
 
     Raises:
         ConfigError: names the field and what is right.
     """
     sections = SECTIONS | choose("task", task_of(config), TASKS).sections
     check_known("", config, ("task", "seed", "init_from", *sections))
+    needed = {section: types.keys() - MAY_LACK.get(section, ()) for section, types in sections.items() if types}
+    if missing := sorted({"seed", "init_from", *needed} - set(config)):
+        raise ConfigError(f"config lacks {', '.join(missing)}")
     for section, types in sections.items():
         if types is None:
             continue
         check_known(section, config[section], types)
+        if missing := sorted(needed[section] - set(config[section])):
+            raise ConfigError(f"config.{section} lacks {', '.join(missing)}")
         for name, value in config[section].items():
             check_type(f"{section}.{name}", value, types[name])
 

@@ -40,6 +40,7 @@ def build_all(config):
         ("optimizer__lr", -1.0, "lr is -1.0, expected a positive"),
         ("optimizer__b1", 1.0, "b1 is 1.0"),
         ("optimizer__warmup_steps", -1, "warmup_steps is -1"),
+        ("optimizer__cooldown_steps", 5, "config.optimizer.cooldown_steps is 5, expected at most config.train.steps 4"),
         ("optimizer__anneal_steps", 0, "config.optimizer.anneal_steps is 0, expected at least 1"),
         ("optimizer__clip_norm", 0.0, "clip_norm is 0.0"),
         ("ema__rates", (1.0,), r"config.ema.rates has 1.0"),
@@ -84,6 +85,25 @@ def test_unknown_fields_are_refused_in_every_section(tmp_path, section):
     with config.unlocked():
         (config if section is None else config[section]).guidence = 3.0
     with pytest.raises(ConfigError, match="has no field guidence; its fields are"):
+        build_all(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train.accumulate", "config.train lacks accumulate"),
+        ("eval.weights", "config.eval lacks weights"),
+        ("log", "config lacks log"),
+        ("init_from", "config lacks init_from"),
+        ("objective.name", "config.objective.name is None, expected one of mse"),
+    ],
+)
+def test_missing_fields_are_named_in_every_section(tmp_path, name, message):
+    config = tiny.config(tmp_path)
+    *sections, field = name.split(".")
+    with config.unlocked():
+        del (config[sections[0]] if sections else config)[field]
+    with pytest.raises(ConfigError, match=message):
         build_all(config)
 
 

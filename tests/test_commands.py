@@ -130,6 +130,9 @@ def test_a_run_that_was_killed_amid_its_grids_records_what_it_would_have(workspa
     assert names == ["samples/raw/colour_spread_ratio", "samples/ema_0.995/colour_spread_ratio"]
     grids = [(path / "samples" / "step_0000004_raw.png").read_bytes() for path in (trained, run)]
     assert grids[0] == grids[1]
+    newest = max((run / "tb").iterdir(), key=lambda path: path.stat().st_mtime_ns).read_bytes()
+    for name in (b"samples/raw", b"samples/ema_0.995", b"samples/ema_0.995_one_step"):  # TensorBoard hid them
+        assert name in newest
 
 
 def test_another_config_is_refused_with_the_difference(workspace, trained):
@@ -194,6 +197,8 @@ def test_samples_do_not_depend_on_the_batch_size_or_the_other_classes(trained, t
         (dict(weights="ema_0.9"), "expected raw, ema_0.995"),
         (dict(step=3), r"no checkpoint of step 3 .* there are \[2, 4\]"),
         (dict(spec=dict(sampler="euler")), "expected one of ancestral, ddim, dpmpp_2m"),
+        (dict(spec=dict(spacing="kerras")), "expected one of .*: did you mean karras"),
+        (dict(spec=dict(spacing="karras")), "spacing is 'karras', but no number of steps is given"),
         (dict(spec=dict(steps=9)), "cannot sample in 9 steps: expected 2 to 4"),
         (dict(per_class=0), "--per_class is 0, expected at least 1"),
         (dict(batch_size=-2), "--batch_size is -2, expected at least 1"),

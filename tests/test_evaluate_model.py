@@ -61,6 +61,8 @@ def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_referenc
     assert record["samples"]["n_per_class"] == record["reference"]["n_per_class"]
     made_by = record["samples"]["made_by"]
     assert (made_by["sampling"]["sampler"], made_by["sampling"]["steps"], made_by["weights"]) == ("ddim", 2, "raw")
+    (last,) = read_scalars(workspace / "run")[-1].keys() - {"step"}
+    assert ", n=40, ddim-2" in last  # apart from what a training notes of its own sampler
 
 
 @pytest.mark.slow
@@ -107,6 +109,22 @@ def test_follow_scores_what_is_not_scored_yet_and_ends_with_the_training(workspa
     assert scored == [2, 4]
     call(workspace, "follow", "--per_class=2", "--seed=5", "--poll_seconds=0.01")
     assert scored == [2, 4]
+    call(workspace, "follow", "--per_class=1", "--seed=5", "--poll_seconds=0.01")
+    assert scored == [2, 4, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--poll_seconds=0"], "--poll_seconds is 0.0, expected a number above 0"),
+        (["--poll_seconds=inf"], "--poll_seconds is inf"),
+        ([f"--workdir={__file__}"], "is a file of weights, to which nothing is added"),
+    ],
+)
+def test_what_cannot_be_followed_is_said(workspace, capsys, flags, message):
+    with pytest.raises(SystemExit):
+        call(workspace, "follow", *flags)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -137,10 +155,14 @@ def test_an_interrupted_evaluation_draws_only_what_is_missing(workspace, monkeyp
 
 
 def test_bad_requests_are_named(workspace, capsys):
+    strange = workspace / "strange.npz"
+    np.savez(strange, np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 12]))
     for flags, message in [
         (("--weights=ema_0.5",), "expected raw, ema_0.995"),
         (("--step=3",), "no checkpoint of step 3"),
-        (("--per_class=0",), "per_class is 0"),
+        (("--per_class=0",), "--per_class is 0"),
+        (("--kid_subsets=0",), "--kid_subsets is 0"),
+        ((f"--reference={strange}",), "the reference has the classes 0 to 12, the model 10 classes"),
         (("--sampler=euler",), "expected one of ancestral, ddim"),
         (("--reference=nowhere",), "nowhere does not exist"),
     ]:

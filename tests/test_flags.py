@@ -58,6 +58,10 @@ def test_unknown_flags_are_named_with_the_nearest(capsys, monkeypatch, argv, mes
         (["images", "a", "b", "--resize=tf"], "did you mean tf1?"),
         (["images", "a", "b", "--metrics=fd,kdd"], "'kdd' is none of fd, kd, pr, is: did you mean kd?"),
         (["images", "a", "b", "--features=2047"], "did you mean 2048?"),
+        (["images", "a", "b", "--seed=-1"], "'-1' is no integer from 0 to 4294967295"),
+        (["images", "a", "b", "--seed=4294967296"], "is no integer from 0 to 4294967295"),
+        (["run", "--workdir=x", "--interval=-4:4"], "'-4:4' is no interval, expected LOW,HIGH"),
+        (["sweep", "--workdir=x", "--intervals=all,-4"], "'-4' is no interval"),
     ],
 )
 def test_unknown_values_are_named_with_the_nearest(capsys, argv, message):
@@ -78,6 +82,15 @@ def test_unknown_fields_are_named_with_the_nearest(config, override, message):
     with pytest.raises(ValueError, match="config") as error:
         flags.load_config(config, [override])
     assert message in str(error.value)
+
+
+def test_the_home_folder_is_known_in_values(config, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = flags.Parser()
+    parser.add_argument("--config")
+    flags.add_run(parser)
+    given = flags.parse(parser, [f"--config={config}", "--workdir=~/run", "--weights=~ema", "--config.name=~"])
+    assert (str(given.workdir), given.weights, given.overrides) == ("/home/me/run", "~ema", ["--config.name=/home/me"])
 
 
 def test_unknown_config_files_are_named_with_the_nearest(config):

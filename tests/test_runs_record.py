@@ -33,6 +33,13 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path):
     assert [record["step"] for record in read_scalars(tmp_path)] == [1, 2]
 
 
+def test_a_process_beside_the_training_leaves_out_a_line_that_was_cut_short(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "tra')
+    with Recorder(tmp_path, resume_step=None) as recorder:
+        recorder.scalars(1, {"eval/distance": 3.0})
+    assert read_scalars(tmp_path) == [{"step": 1}, {"step": 1, "eval/distance": 3.0}]
+
+
 def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "grid.png")
     with Recorder(tmp_path, resume_step=0) as recorder:

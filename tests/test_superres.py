@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import fooddiff
-from fooddiff import build, parallel
+from fooddiff import build, parallel, processes
 from fooddiff.arrays import Batch
 from fooddiff.codec import to_signed
 from fooddiff.commands import sample, superres, train
@@ -175,7 +175,9 @@ def test_a_cascade_is_scored_at_the_size_of_its_images(base, upsampler, tmp_path
     (path,) = (base / "eval").glob("*.json")
     record = json.loads(path.read_text())
     assert record["reference"]["identity"]["size"] == 16
-    assert record["samples"]["made_by"]["recipe"]["upsampler"]["sampling"]["sampler"] == "ancestral"
+    above = record["samples"]["made_by"]["recipe"]["upsampler"]
+    assert above["sampling"]["sampler"] == "ancestral"
+    assert above["weights_sha256"] == processes.sha256_of(load(upsampler).params)
 
 
 def test_models_that_do_not_fit_are_named(base, upsampler, tmp_path):

@@ -23,12 +23,12 @@ from fooddiff.eval.images import ImageSet
 from fooddiff.eval.results import write_record
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.load import TrainedModel, load_trained
+from fooddiff.runs.load import TrainedModel, check_classes, load_trained
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.runs.workdir import WorkdirError
 from fooddiff.sample.generate import sample_ids
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.settings import check_positive
+from fooddiff.settings import check_counts
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,9 @@ def run(
     Raises:
         ValueError: a model without classes, or a judge of other classes or another image size.
     """
+    check_counts("--", per_class=per_class, batch_size=batch_size)
     mesh = parallel.make_mesh()
+    batch_size = parallel.divisible(batch_size, mesh)
     trained = load_trained(workdir, step=step, weights=weights, mesh=mesh)
     spec = build.sampler_spec(trained.config.sample, **sampling)
     companions = load_companions(
@@ -137,8 +139,7 @@ def run(
         stop_if_asked=stop_if_asked,
     )  # fmt: skip
     reference = scorer.reference_of(trained.config, image_size)
-    if per_class is not None:
-        check_positive("eval.per_class", per_class)
+    check_classes(trained, reference.class_names, "the data")
     ids = ids_like(reference.labels) if per_class is None else sample_ids(range(len(trained.class_names)), per_class)
     samples, made_by = scorer.samples_of(
         draw, params, ids, spec=spec, recipe=recipe, step=trained.step, weights=trained.weights,
@@ -147,7 +148,7 @@ def run(
     outputs = workdirs.outputs(workdir)
     record = judge_samples(judging, samples, made_by, spec, reference, outputs, companions)
     with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
-        recorder.scalars(trained.step, scorer.numbers_of(record))
+        recorder.scalars(trained.step, scorer.numbers_of(record, scorer.how_drawn(spec, trained, recipe, None)))
     if processes.is_first():
         _print(record)
     return record

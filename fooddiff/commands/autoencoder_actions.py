@@ -42,13 +42,16 @@ def make_actions(config: ConfigDict, model: build.AutoencoderModel, mesh: jax.sh
         raise ConfigError(f"config.data.image_size: {error}") from error
     reconstruct = build.make_reconstruct(model, mesh)
 
-    def periodic(around: Surroundings) -> list[Periodic]:
+    def chosen() -> tuple[Dataset, np.ndarray]:
         heldout = build.make_dataset(config, "test")
-        rows = balanced_rows(heldout.labels, settings.count)
+        return heldout, balanced_rows(heldout.labels, settings.count)
+
+    def periodic(around: Surroundings) -> list[Periodic]:
+        heldout, rows = chosen()
         return [Periodic(settings.every_steps, partial(_reconstruct, config, reconstruct, heldout, rows, around))]
 
     return Actions(
-        check_data=lambda dataset: None,
+        check_data=lambda dataset: chosen(),
         periodic=periodic,
         next_command="python -m fooddiff.eval reconstructions --workdir={}",
     )

@@ -133,7 +133,13 @@ def drawing(trained: TrainedModel, mesh: jax.sharding.Mesh, spec: SamplerSpec, c
     if upsampler is None:
         return Drawing(draw, params, recipe, trained.config.data.image_size)
     above = build.sampler_spec(upsampler.config.sample)
-    recipe |= {"upsampler": {"recipe": build.recipe(upsampler.config), "sampling": above.to_json()}}
+    recipe |= {
+        "upsampler": {
+            "weights_sha256": processes.sha256_of(upsampler.params),
+            "recipe": build.recipe(upsampler.config),
+            "sampling": above.to_json(),
+        }
+    }
     enlarge = build.make_sampler(upsampler.model, mesh, above)
     both = CascadeParams(params, upsampler.params)
     return Drawing(cascade(draw, enlarge), both, recipe, upsampler.config.data.image_size)

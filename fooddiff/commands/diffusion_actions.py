@@ -161,8 +161,8 @@ def _draw_grids(
             if processes.is_first():
                 grid = class_grid(images.reshape(len(names), config.sample.per_class, *images.shape[1:]), names)
                 write_atomically(path, png_bytes(grid))
-                recorder.picture(step, f"samples/{name}", path)
         if processes.is_first():  # from the file: a run that was killed may have left it without its record
+            recorder.picture(step, f"samples/{name}", path)
             _record_colours(recorder, step, name, read_grid(path), dataset)
 
 
@@ -177,14 +177,14 @@ def _draw_one_steps(
     dataset = around.dataset
     name, params = next(((f"ema_{rate}", state.ema[str(rate)]) for rate in config.ema.rates), ("raw", state.params))
     path = around.workdir / "samples" / f"step_{step:07d}_{name}_one_step.png"
-    if processes.first_says(is_grid(path)):
-        return
-    labels, rows = np.unique(dataset.labels, return_index=True)
-    labels, rows = labels[:ONE_STEP_IMAGES].astype(np.int32), rows[:ONE_STEP_IMAGES]
-    stored = around.examples.take(rows, np.zeros(len(rows), bool))
-    shown = np.asarray(one_step(around.codec | params, jax.random.key(GRID_SEED), stored, labels))
+    if not processes.first_says(is_grid(path)):
+        labels, rows = np.unique(dataset.labels, return_index=True)
+        labels, rows = labels[:ONE_STEP_IMAGES].astype(np.int32), rows[:ONE_STEP_IMAGES]
+        stored = around.examples.take(rows, np.zeros(len(rows), bool))
+        shown = np.asarray(one_step(around.codec | params, jax.random.key(GRID_SEED), stored, labels))
+        if processes.is_first():
+            write_atomically(path, png_bytes(class_grid(shown, captions)))
     if processes.is_first():
-        write_atomically(path, png_bytes(class_grid(shown, captions)))
         around.recorder.picture(step, f"samples/{name}_one_step", path)
 
 

@@ -27,7 +27,9 @@ from fooddiff.eval.evaluate import METRICS, Extractor, make_extractor, stats_of,
 from fooddiff.eval.images import ImageSet, open_images
 from fooddiff.eval.stats import write_stats
 from fooddiff.eval.weights import BY_HAND, GENUINE_URLS, load_inception
+from fooddiff.files.hashes import sha256_of_json
 from fooddiff.files.npz import npz_names
+from fooddiff.settings import check_counts
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ IMAGES = "a folder of images, an npz with arr_0, or SOURCE:PATH:SPLIT such as ar
 CHECKPOINT = ("step", "weights")
 GUIDES = ("guide", "guide_step", "classifier", "upsample")
 MEASURES = ("metrics", "kid_subsets", "kid_subset_size", "seed")
+COUNTS = ("kid_subsets", "kid_subset_size", "batch_size", "image_size")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -82,7 +85,10 @@ def follow(flags: argparse.Namespace) -> None:
 def images(flags: argparse.Namespace) -> None:
     """Scores images A against images or statistics B."""
     record = _measures(flags).evaluate(_open(flags.a, flags), _reference(flags.b, flags), made_by={})
-    path = flags.out / f"{record['samples']['name']}-vs-{record['reference']['name']}.json".replace(" ", "-")
+    names = f"{record['samples']['name']}-vs-{record['reference']['name']}".replace(" ", "-")
+    how = [record[part]["identity"]["sha256"] for part in ("samples", "reference")]
+    how += [record["inception"]["sha256"], record["resize"], flags.features, _named(flags, *MEASURES)]
+    path = flags.out / f"{names}_{sha256_of_json(how)[:8]}.json"
     processes.on_first(lambda: results.write_record(path, record))
     scorer.print_record(record)
     log.info("wrote %s", path)
@@ -142,12 +148,14 @@ def agreement(flags: argparse.Namespace) -> None:
 
 
 def _scoring(flags: argparse.Namespace, sampling: Mapping[str, Any]) -> scorer.Scoring:
+    check_counts("--", **_named(flags, *COUNTS, "per_class"))
     return scorer.Scoring(
         extractor=_extractor(flags), sampling=sampling, **_named(flags, *MEASURES, "per_class", "batch_size")
     )
 
 
 def _measures(flags: argparse.Namespace) -> scorer.Measures:
+    check_counts("--", **_named(flags, *COUNTS))
     return scorer.Measures(extractor=_extractor(flags), **_named(flags, *MEASURES))
 
 
@@ -210,7 +218,7 @@ def _parser() -> shared.Parser:
     command.add_argument(
         "--per_class", type=int, help="samples of each class; as many as the test split has if not given"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    command.add_argument("--seed", type=shared.seed, default=0, help="of the samples (default: 0)")
     command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
     command.add_argument("--cache_dir", type=Path, default=CACHE, help="what was classified already")
 
@@ -231,7 +239,7 @@ def _parser() -> shared.Parser:
     command.add_argument("--split", choices=SPLITS, default="test", help="train or test (default: test)")
     command.add_argument("--count", type=int, help="images, spread evenly over the classes; all if not given")
     command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
-    command.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    command.add_argument("--seed", type=shared.seed, default=0, help="of the noise (default: 0)")
     command.add_argument("--data_path", help="where the data are, if not where the checkpoint's config says")
     command.add_argument("--cache_dir", help="decoded data; the checkpoint's config says where if not given")
     command.add_argument("--out", type=Path, help="the file to write; WORKDIR/eval/bpd_....json if not given")
@@ -259,7 +267,7 @@ def _add_metrics(parser: shared.Parser) -> None:
     )
     group.add_argument("--kid_subsets", type=int, default=100, help="subsets of the kernel distance (default: 100)")
     group.add_argument("--kid_subset_size", type=int, default=1000, help="their size (default: 1000, or all)")
-    group.add_argument("--seed", type=int, default=0, help="of samples and of those subsets (default: 0)")
+    group.add_argument("--seed", type=shared.seed, default=0, help="of samples and of those subsets (default: 0)")
 
 
 def _add_features(parser: shared.Parser) -> None:

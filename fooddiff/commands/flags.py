@@ -71,11 +71,15 @@ class Parser(argparse.ArgumentParser):
 def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses flags; every `--config.field=value` is left for `load_config` as `overrides`.
 
+    The home folder may be written as ~ after an equals sign, too, where shells leave it as it is.
+
     Args:
         parser: knows a flag --config where fields may be changed.
         argv: the arguments; None takes those of this process.
     """
-    flags, flags.overrides = parser.parse_known_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    home = [re.sub(r"^(--[^=]+=)~(?=/|$)", lambda flag: flag[1] + str(Path.home()), one) for one in given]
+    flags, flags.overrides = parser.parse_known_args(home)
     return flags
 
 
@@ -177,7 +181,7 @@ def add_sampling(parser: Parser) -> None:
     group.add_argument("--sampler", help="ancestral, ddim, dpmpp_2m, sde_dpmpp_2m or heun")
     group.add_argument("--steps", type=int, help="levels of noise along the way")
     group.add_argument("--guidance", type=float, help="scale of guidance; 1 is off")
-    group.add_argument("--interval", type=_numbers, help="log SNRs between which to guide, for instance -4,4")
+    group.add_argument("--interval", type=_interval, help="log SNRs between which to guide, for instance -4,4")
     group.add_argument("--classifier_scale", type=float, help="scale of the gradient of --classifier; 0 is none")
     _add_fine_points(group)
 
@@ -248,12 +252,29 @@ def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
     return read
 
 
+def seed(text: str) -> int:
+    """The type of a flag that takes what random keys are made from."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {2**32 - 1}")
+    return int(text)
+
+
 def _counts(text: str) -> list[int]:
     return [int(count) for count in names(text)]
 
 
 def _intervals(text: str) -> list[tuple[float, ...] | None]:
-    return [None if one == "all" else tuple(map(float, one.split(":"))) for one in names(text)]
+    return [None if one == "all" else _interval(one.replace(":", ",")) for one in names(text)]
+
+
+def _interval(text: str) -> tuple[float, ...]:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no interval, expected LOW,HIGH (or LOW:HIGH in a list)"
+        ) from None
+    return low, high
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -112,7 +112,8 @@ def run(
         "data": {"source": config.data.source, "split": split, "sha256": dataset.manifest["sha256"]},
         "versions": workdirs.versions(),
     }
-    name = f"bpd_step_{trained.step:07d}_{trained.weights}_{split}_n{len(rows)}_seed{seed}.json"
+    data = dataset.manifest["sha256"][:8]
+    name = f"bpd_step_{trained.step:07d}_{trained.weights}_{split}_n{len(rows)}_seed{seed}_{data}.json"
     path = workdirs.outputs(workdir) / "eval" / name if out is None else out
     processes.on_first(lambda: write_record(path, record))
     log.info("%.4f ± %s bits/dim", record["bits_per_dim"], "unknown" if error is None else f"{error:.2g} (1 se)")
@@ -133,7 +134,7 @@ def balanced_rows(labels: Int[np.ndarray, " N"], count: int | None) -> Int[np.nd
         ValueError: there are fewer images.
     """
     if count is not None and count > len(labels):
-        raise ValueError(f"--count is {count}, but the split has {len(labels)} images")
+        raise ValueError(f"{count} images are asked for, but the split has {len(labels)}")
     by_class = np.argsort(labels, kind="stable")
     sizes = np.bincount(labels)
     index_in_class = np.empty(len(labels), int)

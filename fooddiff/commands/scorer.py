@@ -23,8 +23,8 @@ from fooddiff.eval.images import ImageSet
 from fooddiff.eval.weights import load_inception
 from fooddiff.files.hashes import sha256_of, sha256_of_json
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.checkpoint import DamagedError
-from fooddiff.runs.load import check_task, load_trained, stored_weights
+from fooddiff.runs.checkpoint import Checkpoints, DamagedError
+from fooddiff.runs.load import TrainedModel, check_task, load_trained, stored_weights
 from fooddiff.runs.record import NoRecorder, Recorder
 from fooddiff.sample.generate import Draw, sample_ids
 from fooddiff.sample.spec import SamplerSpec
@@ -86,7 +86,7 @@ class Scoring(Measures):
         """The samples to draw, int32[n, 2].
 
         Raises:
-            ValueError: the number per class is not given and the reference does not tell it.
+            ValueError: the number per class is not given and the reference does not tell it for the model's classes.
         """
         if self.per_class is not None:
             check_positive("eval.per_class", self.per_class)
@@ -94,6 +94,11 @@ class Scoring(Measures):
         if isinstance(reference, Path) or reference.labels is None:
             raise ValueError(
                 "the reference has no labels, so say with --per_class how many samples of each class to draw"
+            )
+        if not 0 <= reference.labels.min() <= reference.labels.max() < len(class_names):
+            raise ValueError(
+                f"the reference has the classes {reference.labels.min()} to {reference.labels.max()}, the model "
+                f"{len(class_names)} classes, so say with --per_class how many samples of each to draw"
             )
         return ids_like(reference.labels)
 
@@ -133,7 +138,7 @@ def score(
         draw, params, ids, spec=spec, recipe=recipe, step=step, weights=weights, class_names=class_names,
         seed=scoring.seed, batch_size=scoring.batch_size,
     )  # fmt: skip
-    path = record_path(workdir, scoring, spec, recipe, reference, step, weights, str(len(ids)))
+    path = record_path(workdir, scoring, spec, recipe, reference, step, weights, len(ids))
     return score_samples(scoring, samples, made_by, reference, path)
 
 
@@ -179,11 +184,25 @@ def samples_of(
     return generated_set(images, ids, tuple(class_names), f"step {step:,} {weights}", made_by), made_by
 
 
-def numbers_of(record: dict) -> dict[str, float]:
-    """The numbers of a record under names for metrics.jsonl and TensorBoard."""
+def numbers_of(record: dict, how: str = "") -> dict[str, float]:
+    """The numbers of a record under names for metrics.jsonl and TensorBoard, which end in how samples were drawn."""
     samples = record["samples"]
     prefix, n = f"eval/{samples['made_by']['weights']}", samples["n"]
-    return {f"{prefix}/{result['metric']}, n={n}": result["value"] for result in record["results"]}
+    return {f"{prefix}/{result['metric']}, n={n}{how}": result["value"] for result in record["results"]}
+
+
+def how_drawn(spec: SamplerSpec, trained: TrainedModel, recipe: Mapping[str, Any], reference: str | None) -> str:
+    """The end of a number's name that keeps it apart from those of a training, "" where it is one of these.
+
+    Args:
+        spec: how samples were drawn.
+        trained: of what.
+        recipe: of all models that took part.
+        reference: the hash of what they were compared with; None for the training's own test split.
+    """
+    if (spec, recipe, reference) == (build.sampler_spec(trained.config.sample), build.recipe(trained.config), None):
+        return ""
+    return f", {spec.name}_{sha256_of_json([spec.to_json(), recipe, reference])[:8]}"
 
 
 def record_path(
@@ -194,7 +213,7 @@ def record_path(
     reference: ImageSet | Path,
     step: int,
     weights: str,
-    n: str,
+    n: int,
 ) -> Path:
     """Where the record of one evaluation lies.
 
@@ -210,10 +229,15 @@ def record_path(
         "resize": extractor.resize,
         "metrics": sorted(scoring.metrics),
         "kid": [scoring.kid_subsets, scoring.kid_subset_size],
-        "reference": sha256_of(reference) if isinstance(reference, Path) else reference.identity["sha256"],
+        "reference": hash_of(reference),
     }
     what = f"step_{step:07d}_{weights}_{spec.name}_seed{scoring.seed}_n{n}"
     return workdir / "eval" / f"{what}_{sha256_of_json(how)[:8]}.json"
+
+
+def hash_of(reference: ImageSet | Path) -> str:
+    """The SHA-256 of what is compared with."""
+    return sha256_of(reference) if isinstance(reference, Path) else reference.identity["sha256"]
 
 
 def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scoring:
@@ -278,6 +302,7 @@ def run(
     )
     draw, params, recipe, image_size = drawing(trained, mesh, spec, companions)
     outputs = workdirs.outputs(workdir)
+    how = how_drawn(spec, trained, recipe, None if reference is None else hash_of(reference))
     record = score(
         scoring,
         spec,
@@ -291,7 +316,7 @@ def run(
         workdir=outputs,
     )
     with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
-        recorder.scalars(trained.step, numbers_of(record))
+        recorder.scalars(trained.step, numbers_of(record, how))
     print_record(record)
     return record
 
@@ -316,13 +341,23 @@ def follow(
         reference: what to compare with; None takes the test split of the run's data.
         poll_seconds: how long to wait between two looks, in seconds.
         stop_if_asked: called while waiting; ends the command by what it raises.
+
+    Raises:
+        ValueError: a file in place of a workdir, or a time that cannot be waited.
     """
+    if workdir.is_file():
+        raise ValueError(f"{workdir} is a file of weights, to which nothing is added: score it with `run`")
+    if not 0 < poll_seconds < math.inf:
+        raise ValueError(f"--poll_seconds is {poll_seconds}, expected a number above 0")
     log.info("waiting for checkpoints in %s", workdir)
+    n = None
     while True:
         steps = workdirs.checkpoint_steps(workdir)
-        if steps and reference is None:
-            reference = reference_of(_config(workdir))
-        unscored = [step for step in steps if not already_scored(workdir, scoring, reference, step, weights)]
+        if steps and n is None:
+            reference = reference_of(_config(workdir)) if reference is None else reference
+            with Checkpoints(workdir, read_only=True) as checkpoints:
+                n = len(scoring.ids(reference, checkpoints.meta(steps[-1])["class_names"]))
+        unscored = [step for step in steps if not already_scored(workdir, scoring, reference, step, weights, n)]
         if (step := processes.first_says(min(unscored, default=-1))) >= 0:
             try:
                 run(workdir, scoring, step=step, weights=weights, reference=reference)
@@ -348,13 +383,14 @@ def _config(workdir: Path) -> ConfigDict:
     return config
 
 
-def already_scored(workdir: Path, scoring: Scoring, reference: ImageSet | Path, step: int, weights: str) -> bool:
-    """Whether a record of this step, these weights and this way of scoring exists."""
+def already_scored(
+    workdir: Path, scoring: Scoring, reference: ImageSet | Path, step: int, weights: str, n: int
+) -> bool:
+    """Whether a record of n samples of this step, these weights and this way of scoring exists."""
     config = _config(workdir)
     spec = build.sampler_spec(config.sample, **scoring.sampling)
     name, _ = stored_weights(weights, config.ema)
-    any_n = record_path(workdir, scoring, spec, build.recipe(config), reference, step, name, "*").name
-    return any((workdir / "eval").glob(any_n))
+    return record_path(workdir, scoring, spec, build.recipe(config), reference, step, name, n).exists()
 
 
 def reference_of(config, image_size: int | None = None) -> ImageSet:

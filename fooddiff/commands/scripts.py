@@ -47,7 +47,9 @@ def sample(argv: Sequence[str] | None = None) -> None:
     images = parser.add_argument_group("images")
     images.add_argument("--classes", type=shared.names, default=[], help="class names with commas; all if not given")
     images.add_argument("--per_class", type=int, default=8, help="images per class (default: 8)")
-    images.add_argument("--seed", type=int, default=0, help="image i of a class depends on (seed, class, i) only")
+    images.add_argument(
+        "--seed", type=shared.seed, default=0, help="image i of a class depends on (seed, class, i) only"
+    )
     images.add_argument("--batch_size", type=int, default=64, help="images per call of the compiled sampler")
     images.add_argument("--single_files", action="store_true", help="also write every image as a PNG of its own")
     images.add_argument("--out", type=Path, help="where the files go; samples of the workdir if not given")

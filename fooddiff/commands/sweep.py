@@ -20,7 +20,7 @@ from fooddiff.eval.images import ImageSet
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
-from fooddiff.runs.load import TrainedModel, load_trained
+from fooddiff.runs.load import TrainedModel, check_classes, load_trained
 from fooddiff.sample.spec import SamplerSpec
 
 log = logging.getLogger(__name__)
@@ -94,13 +94,14 @@ def run(
         cache_dir=scoring.extractor.cache_dir, stop_if_asked=scoring.extractor.after_chunk,
     )  # fmt: skip
     real = scorer.reference_of(trained.config, image_size) if reference is None or judging else None
+    if judging:
+        check_classes(trained, real.class_names, "the data")
     reference = real if reference is None else reference
     ids = scoring.ids(reference, trained.class_names)
-    n = str(len(ids))
     outputs, rows = workdirs.outputs(workdir), []
     for i, (spec, (draw, params, recipe, _)) in enumerate(drawings.items()):
         log.info("%d of %d: %s", i + 1, len(drawings), spec.name)
-        path = scorer.record_path(outputs, scoring, spec, recipe, reference, trained.step, trained.weights, n)
+        path = scorer.record_path(outputs, scoring, spec, recipe, reference, trained.step, trained.weights, len(ids))
         samples, made_by = scorer.samples_of(
             draw, params, ids, spec=spec, recipe=recipe, step=trained.step, weights=trained.weights,
             class_names=trained.class_names, seed=scoring.seed, batch_size=scoring.batch_size, keep=bool(judging),
@@ -117,10 +118,9 @@ def run(
     processes.on_first(lambda: write_atomically(place, _csv(rows).encode()))
     if processes.is_first():
         by = "" if companions.guide is None else f", guided by step {companions.guide.identity['step']} of {guide}"
-        title = (
-            f"step {trained.step:,}, weights {trained.weights}, n = {n}, against {rows[0].record['reference']['name']}"
-        )
-        Console(width=max(Console().width, 160)).print(table(rows, title + by))
+        against = f"n = {len(ids)}, against {rows[0].record['reference']['name']}{by}"
+        title = f"step {trained.step:,}, weights {trained.weights}, {against}"
+        Console(width=max(Console().width, 160)).print(table(rows, title))
         log.info("wrote %s", place)
     return rows
 

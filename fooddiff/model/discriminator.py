@@ -67,7 +67,7 @@ class PatchDiscriminator(nnx.Module):
             f32[n, h', w', 1]; at 64 pixels and num_layers 3, h' = w' = 6.
 
         Raises:
-            ValueError: images smaller than one patch.
+            ValueError: images so small that no logit is left.
         """
         _, height, width, _ = x.shape
         if min(height, width) < self.smallest:

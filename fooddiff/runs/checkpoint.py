@@ -314,6 +314,8 @@ class Checkpoints:
     def _reading(self, step: int) -> Iterator[None]:
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # of the devices, whose memory may be full, not of the file
+            raise
         except Exception as error:  # Orbax raises whatever its storage layers do
             raise DamagedError(
                 f"the checkpoint of step {step} in {self.directory} is damaged or incomplete: {_first_line(error)}"

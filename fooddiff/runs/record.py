@@ -1,6 +1,7 @@
 """Where numbers and pictures of a run go: metrics.jsonl, TensorBoard and, if asked, Weights & Biases."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from fooddiff.files.atomic import write_atomically
+from fooddiff.files.hashes import sha256_of_json
 
 
 class Recorder:
@@ -41,6 +43,8 @@ class Recorder:
         self._path = Path(workdir) / "metrics.jsonl"
         if resume_step is not None:
             _drop_after(self._path, resume_step)
+        elif self._path.exists():  # what a crash cut short would make one line with ours
+            os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
         self._present = [record for record in read_scalars(workdir) if record["step"] == resume_step]
         with ExitStack() as files:
             self._jsonl = files.enter_context(self._path.open("a", encoding="utf-8"))
@@ -171,6 +175,8 @@ def _start_wandb(project: str, workdir: Path, config: Mapping | None):
             "config.log.wandb_project is set, but Weights & Biases is not installed: pip install wandb"
         ) from error
     # the id is derived from the directory, so that a resumed run goes on with its own curve
+    where = workdir.resolve()
     return wandb.init(
-        project=project, dir=workdir, id=workdir.resolve().name, resume="allow", config=dict(config or {})
-    )
+        project=project, dir=workdir, name=where.name, id=f"{where.name}-{sha256_of_json(str(where))[:8]}",
+        resume="allow", config=dict(config or {}),
+    )  # fmt: skip
