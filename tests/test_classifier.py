@@ -96,6 +96,7 @@ def test_stopping_and_resuming_changes_nothing(workspace, tmp_path):
     assert held[0] == held[1] != {}
 
 
+@pytest.mark.slow
 def test_a_clean_classifier_knows_no_levels_and_the_error_picks_checkpoints(workspace, once):
     run = once("clean", clean(workspace))
     assert not any("log_snr" in name for record in read_scalars(run) for name in record)

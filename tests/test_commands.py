@@ -233,7 +233,10 @@ def test_dry_run_reports_and_touches_nothing(trained, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("free", "said"), [(10, "is 0.00 GB, a step needs"), (None, "is not known")])
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [(10, "is 0.00 GB, a step needs"), pytest.param(None, "is not known", marks=pytest.mark.slow)],
+)
 def test_dry_run_times_nothing_where_memory_may_not_do(tmp_path, capsys, monkeypatch, free, said):
     monkeypatch.setattr(dry_run, "_free_bytes", lambda mesh: free)
     dry_run.run(tiny.config(tmp_path))
