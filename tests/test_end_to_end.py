@@ -62,7 +62,7 @@ def test_trains_on_photographs_through_tensorflow_datasets(mini_food101_dir, tmp
         tmp_path,
         data__source="food101",
         data__path=str(mini_food101_dir),
-        data__image_size=64,
+        data__image_size=32,
         model__num_classes=101,
         train__steps=2,
         log__every_steps=1,

@@ -79,17 +79,8 @@ def test_a_process_that_nobody_told_its_place_says_so(tmp_path):
 
 
 def command(config, workdir: Path) -> list[str]:
-    """The command line that trains what `tests.tiny.config` says."""
-    flat = _flat(config) | {"sample.steps": config.diffusion.timesteps}  # as None says, which no flag can
-    changes = [f"--config.{name}={value}" for name, value in flat.items() if value is not None]
-    return ["run_train.py", "--config=configs/digits.py", f"--workdir={workdir}", *changes, "--distributed"]
-
-
-def _flat(config, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name: value}
-    return flat
+    """The command line of each of several processes that train together."""
+    return [*tiny.command(config, workdir), "--distributed"]
 
 
 def finish(running) -> list[str]:

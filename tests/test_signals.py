@@ -8,6 +8,7 @@ import pytest
 from fooddiff.commands.signals import graceful_stop
 from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.runs.record import read_scalars
+from tests import tiny
 from tests.processes import started
 
 
@@ -34,12 +35,10 @@ def test_the_second_signal_ends_the_process_at_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_training_goes_on_where_it_stopped(tmp_path, number):
-    command = [
-        "run_train.py", "--config=configs/digits.py", f"--workdir={tmp_path / 'run'}",
-        f"--config.data.cache_dir={tmp_path}", "--config.diffusion.timesteps=4", "--config.sample.steps=4",
-        "--config.log.every_steps=10",
-        "--config.train.checkpoint_every=100000", "--config.sample.every_steps=100000", "--config.train.steps=100000",
-    ]  # fmt: skip
+    never = 100_000
+    config = tiny.config(tmp_path, log__every_steps=10, train__steps=never)
+    config.train.checkpoint_every = config.sample.every_steps = config.eval.every_steps = never
+    command = tiny.command(config, tmp_path / "run")
     with started(command, tmp_path / "log") as training:
         training.wait_until(lambda: read_scalars(tmp_path / "run"))
         training.popen.send_signal(number)
@@ -50,8 +49,7 @@ def test_a_stopped_training_goes_on_where_it_stopped(tmp_path, number):
         assert checkpoints.steps() == [stopped]
 
     end = stopped + 3
-    command[-1] = f"--config.train.steps={end}"
-    with started(command, tmp_path / "log") as resumed:
+    with started([*command, f"--config.train.steps={end}"], tmp_path / "log") as resumed:
         status, printed = resumed.end()
     assert status == 0, printed
     assert f"resumed at step {stopped} of {end}" in printed

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import digits
 from fooddiff.commands import scorer
+from fooddiff.settings import flatten
 
 
 def config(workspace, **overrides) -> ConfigDict:
@@ -32,6 +33,13 @@ def config(workspace, **overrides) -> ConfigDict:
     config.log.every_steps = 2
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
     return config
+
+
+def command(config: ConfigDict, workdir) -> list[str]:
+    """The command line that trains what `config` makes."""
+    fields = flatten(config.to_dict()) | {"sample.steps": config.diffusion.timesteps}  # None, which no flag can say
+    changes = [f"--config.{name}={value}" for name, value in fields.items() if value is not None]
+    return ["run_train.py", "--config=configs/digits.py", f"--workdir={workdir}", *changes]
 
 
 @contextmanager
