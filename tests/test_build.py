@@ -34,6 +34,7 @@ def build_all(config):
         ("model__attention_resolutions", (16,), r"attention_resolutions \[16\] never occur .* sizes \[8\]"),
         ("model__channel_mult", (1, 1, 1, 1, 1), "image_size 8 cannot be halved 4 times"),
         ("model__model_channels", 48, "48 channels cannot be normalised in 32 groups"),
+        ("model__model_channels", 33, "model_channels is 33, expected an even number"),
         ("model__num_heads", 5, "cannot be divided among 5 attention heads"),
         ("model__dtype", "float16", "expected one of float32, bfloat16"),
         ("model__dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),

@@ -10,6 +10,7 @@ from fooddiff.arrays import Array, Float, Image, Key
 from fooddiff.model.unet import (
     GroupNorm,
     attention,
+    check_time_features,
     heads_of,
     linear,
     make_blocks,
@@ -125,6 +126,7 @@ class Classifier(nnx.Module):
         check_counts(
             num_classes=num_classes, model_channels=model_channels, num_res_blocks=num_res_blocks, num_heads=num_heads
         )
+        check_time_features(model_channels)
         if pool not in POOLS:
             raise ValueError(f"pool is {pool!r}, expected {' or '.join(map(repr, POOLS))}")
         if patch_size < 1 or image_size % patch_size:

@@ -36,6 +36,12 @@ def timestep_embedding(t: Float[Array, " n"], dim: int, *, max_period: float = 1
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def check_time_features(channels: int) -> None:
+    """Raises ValueError unless the time's features, as many as a network's channels, are an even number."""
+    if channels % 2:
+        raise ValueError(f"model_channels is {channels}, expected an even number: half as many frequencies of the time")
+
+
 def space_to_depth(x: Image, size: int) -> Image:
     """[n, h, w, c] to [n, h/size, w/size, size size c]: every patch becomes the channels of one position."""
     n, h, w, c = x.shape
@@ -495,6 +501,7 @@ class UNet(nnx.Module):
         counts = dict(model_channels=model_channels, num_res_blocks=num_res_blocks, num_heads=num_heads)
         counts |= dict(num_classes=num_classes, stem_channels=stem_channels, num_heads_upsample=num_heads_upsample)
         check_counts(**counts)
+        check_time_features(model_channels)
         if null_label and num_classes is None:
             raise ValueError("null_label is for class-conditional networks, and num_classes is None")
         levels = make_levels(
