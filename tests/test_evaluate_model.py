@@ -165,6 +165,7 @@ def test_bad_requests_are_named(workspace, capsys):
         ((f"--reference={strange}",), "the reference has the classes 0 to 12, the model 10 classes"),
         (("--sampler=euler",), "expected one of ancestral, ddim"),
         (("--reference=nowhere",), "nowhere does not exist"),
+        (("--data_path=elsewhere",), "elsewhere"),
     ]:
         with pytest.raises(SystemExit) as stopped:
             call(workspace, "run", *flags)

@@ -95,6 +95,7 @@ def run(
     guide_step: int | None,
     classifier: Path | None,
     upsample: Path | None,
+    data_path: str | None,
     per_class: int | None,
     seed: int,
     batch_size: int,
@@ -113,6 +114,7 @@ def run(
         guide_step: checkpoint of the guide; None takes the newest.
         classifier: another classifier, which guides.
         upsample: a model for super-resolution, which enlarges what is drawn.
+        data_path: where the run's data are, if not where its config says.
         per_class: samples of every class; None takes as many of each class as the test split has.
         seed: of the samples.
         batch_size: samples per call of the compiled sampler, a multiple of the number of devices.
@@ -138,7 +140,7 @@ def run(
         judge, trained, mesh, image_size=image_size, batch_size=batch_size, cache_dir=cache_dir,
         stop_if_asked=stop_if_asked,
     )  # fmt: skip
-    reference = scorer.reference_of(trained.config, image_size)
+    reference = scorer.reference_of(trained.config, image_size, data_path=data_path)
     check_classes(trained, reference.class_names, "the data")
     ids = ids_like(reference.labels) if per_class is None else sample_ids(range(len(trained.class_names)), per_class)
     samples, made_by = scorer.samples_of(

@@ -57,7 +57,7 @@ def run(flags: argparse.Namespace) -> None:
         flags.workdir,
         _scoring(flags, shared.sampling(flags)),
         reference=_reference(flags.reference, flags),
-        **_named(flags, *CHECKPOINT, *GUIDES),
+        **_named(flags, *CHECKPOINT, *GUIDES, "data_path"),
     )
 
 
@@ -68,7 +68,7 @@ def sweep(flags: argparse.Namespace) -> None:
         _scoring(flags, shared.fixed(flags)),
         shared.sweep(flags),
         reference=_reference(flags.reference, flags),
-        **_named(flags, *CHECKPOINT, *GUIDES, "judge"),
+        **_named(flags, *CHECKPOINT, *GUIDES, "data_path", "judge"),
     )
 
 
@@ -78,7 +78,7 @@ def follow(flags: argparse.Namespace) -> None:
         flags.workdir,
         _scoring(flags, shared.sampling(flags)),
         reference=_reference(flags.reference, flags),
-        **_named(flags, "weights", "poll_seconds", "stop_if_asked"),
+        **_named(flags, "weights", "data_path", "poll_seconds", "stop_if_asked"),
     )
 
 
@@ -133,7 +133,7 @@ def superres(flags: argparse.Namespace) -> None:
         flags.workdir,
         _measures(flags),
         sampling=shared.sampling(flags),
-        **_named(flags, *CHECKPOINT, "per_class", "batch_size", "stop_if_asked"),
+        **_named(flags, *CHECKPOINT, "data_path", "per_class", "batch_size", "stop_if_asked"),
     )
 
 
@@ -143,7 +143,9 @@ def agreement(flags: argparse.Namespace) -> None:
         flags.workdir,
         flags.judge,
         sampling=shared.sampling(flags),
-        **_named(flags, *CHECKPOINT, *GUIDES, "per_class", "seed", "batch_size", "cache_dir", "stop_if_asked"),
+        **_named(
+            flags, *CHECKPOINT, *GUIDES, "data_path", "per_class", "seed", "batch_size", "cache_dir", "stop_if_asked"
+        ),
     )
 
 
@@ -215,6 +217,7 @@ def _parser() -> shared.Parser:
 
     command = add(agreement, shared.add_run, shared.add_sampling, shared.add_guide)
     command.add_argument("--judge", type=Path, required=True, help="workdir or file of the classifier that judges")
+    _add_data_path(command)
     command.add_argument(
         "--per_class", type=int, help="samples of each class; as many as the test split has if not given"
     )
@@ -240,7 +243,7 @@ def _parser() -> shared.Parser:
     command.add_argument("--count", type=int, help="images, spread evenly over the classes; all if not given")
     command.add_argument("--batch_size", type=int, default=64, help="images per network call (default: 64)")
     command.add_argument("--seed", type=shared.seed, default=0, help="of the noise (default: 0)")
-    command.add_argument("--data_path", help="where the data are, if not where the checkpoint's config says")
+    _add_data_path(command)
     command.add_argument("--cache_dir", help="decoded data; the checkpoint's config says where if not given")
     command.add_argument("--out", type=Path, help="the file to write; WORKDIR/eval/bpd_....json if not given")
 
@@ -248,6 +251,7 @@ def _parser() -> shared.Parser:
     command.add_argument("--reference", help=f"{IMAGES}; the test split of the run's data if not given")
 
     command = add(superres, shared.add_run, *scores, shared.add_sampling)
+    _add_data_path(command)
     command.add_argument("--per_class", type=int, help="test images of each class, the first ones; all if not given")
     return parser
 
@@ -258,6 +262,11 @@ def _add_samples(parser: shared.Parser) -> None:
     group.add_argument(
         "--reference", help=f"{IMAGES}, or an npz with mu and sigma; the test split of the run's data if not given"
     )
+    _add_data_path(group)
+
+
+def _add_data_path(parser: Any) -> None:
+    parser.add_argument("--data_path", help="where the run's data are, if not where its config says")
 
 
 def _add_metrics(parser: shared.Parser) -> None:

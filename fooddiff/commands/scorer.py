@@ -272,6 +272,7 @@ def run(
     step: int | None,
     weights: str,
     reference: ImageSet | Path | None,
+    data_path: str | None = None,
     guide: Path | None = None,
     guide_step: int | None = None,
     classifier: Path | None = None,
@@ -285,6 +286,7 @@ def run(
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         reference: what to compare with; None takes the test split of the data the run was trained on.
+        data_path: where these are, if not where the run's config says.
         guide: the workdir or file of a model to move away from in place of the null label.
         guide_step: checkpoint of the guide; None takes the newest.
         classifier: the workdir or file of a classifier of noisy images that guides, too.
@@ -312,7 +314,7 @@ def run(
         weights=trained.weights,
         class_names=trained.class_names,
         recipe=recipe,
-        reference=reference_of(trained.config, image_size) if reference is None else reference,
+        reference=reference_of(trained.config, image_size, data_path=data_path) if reference is None else reference,
         workdir=outputs,
     )
     with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
@@ -327,6 +329,7 @@ def follow(
     *,
     weights: str,
     reference: ImageSet | Path | None,
+    data_path: str | None,
     poll_seconds: float,
     stop_if_asked: Callable[[], None],
 ) -> None:
@@ -339,6 +342,7 @@ def follow(
         scoring: how.
         weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         reference: what to compare with; None takes the test split of the run's data.
+        data_path: where these are, if not where the run's config says.
         poll_seconds: how long to wait between two looks, in seconds.
         stop_if_asked: called while waiting; ends the command by what it raises.
 
@@ -354,7 +358,7 @@ def follow(
     while True:
         steps = workdirs.checkpoint_steps(workdir)
         if steps and n is None:
-            reference = reference_of(_config(workdir)) if reference is None else reference
+            reference = reference_of(_config(workdir), data_path=data_path) if reference is None else reference
             with Checkpoints(workdir, read_only=True) as checkpoints:
                 n = len(scoring.ids(reference, checkpoints.meta(steps[-1])["class_names"]))
         unscored = [step for step in steps if not already_scored(workdir, scoring, reference, step, weights, n)]
@@ -393,11 +397,16 @@ def already_scored(
     return record_path(workdir, scoring, spec, build.recipe(config), reference, step, name, n).exists()
 
 
-def reference_of(config, image_size: int | None = None) -> ImageSet:
-    """The test split of the data that a config trains on, at the model's resolution or another one, in pixels."""
-    if image_size is not None:
-        config = config.copy_and_resolve_references()
-        config.data.image_size = image_size
+def reference_of(config, image_size: int | None = None, *, data_path: str | None = None) -> ImageSet:
+    """The test split of the data that a config trains on.
+
+    Args:
+        config: of a run.
+        image_size: in pixels; None takes the model's.
+        data_path: where the data are now; None takes config.data.path, which exported files do not have.
+    """
+    config = config.copy_and_resolve_references()
+    config.data.update({"path": data_path or config.data.path, "image_size": image_size or config.data.image_size})
     data = build.make_dataset(config, "test")
     identity = {
         "kind": "source",

@@ -35,6 +35,7 @@ def run(
     step: int | None,
     weights: str,
     sampling: Mapping[str, Any],
+    data_path: str | None,
     per_class: int | None,
     batch_size: int,
     stop_if_asked: Callable[[], None],
@@ -50,6 +51,7 @@ def run(
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema", "ema_<rate>" or "power_<length>".
         sampling: fields of `SamplerSpec` that replace those of config.sample where they are not None.
+        data_path: where the run's data are, if not where its config says.
         per_class: how many images of each class, the first ones; None takes all.
         batch_size: images per call of the compiled sampler, rounded up to the number of devices.
         stop_if_asked: called after every batch; ends the command by what it raises. Nothing is kept then.
@@ -66,7 +68,7 @@ def run(
     log.info("step %d, weights %s", trained.step, trained.weights)
     spec = build.sampler_spec(trained.config.sample, **sampling)
     enlarge = build.make_sampler(trained.model, mesh, spec)
-    split = scorer.reference_of(trained.config)
+    split = scorer.reference_of(trained.config, data_path=data_path)
     check_classes(trained, split.class_names, "the data")
     check_size(*split.pixels.shape[1:3])
     ids = _ids(split, per_class)

@@ -50,6 +50,7 @@ def run(
     step: int | None,
     weights: str,
     reference: ImageSet | Path | None,
+    data_path: str | None,
     guide: Path | None,
     guide_step: int | None,
     classifier: Path | None,
@@ -68,7 +69,9 @@ def run(
         choices: fields of `SamplerSpec`; choices that come to the same spec are one.
         step: which checkpoint; None takes the newest.
         weights: "raw", "ema", "ema_<rate>" or "power_<length>".
-        reference: what to compare with; None takes the test split of the data the run was trained on.
+        reference: what to compare with; None takes the test split of the data the run was trained on, which a judge
+            reads, too.
+        data_path: where these are, if not where the run's config says.
         guide: the workdir or file of a model to move away from in place of the null label, where there is guidance.
         guide_step: checkpoint of the guide; None takes the newest.
         classifier: the workdir or file of a classifier of noisy images that guides, too, where its scale is not 0.
@@ -93,7 +96,9 @@ def run(
         judge, trained, mesh, image_size=image_size, batch_size=scoring.batch_size,
         cache_dir=scoring.extractor.cache_dir, stop_if_asked=scoring.extractor.after_chunk,
     )  # fmt: skip
-    real = scorer.reference_of(trained.config, image_size) if reference is None or judging else None
+    real = None
+    if reference is None or judging:
+        real = scorer.reference_of(trained.config, image_size, data_path=data_path)
     if judging:
         check_classes(trained, real.class_names, "the data")
     reference = real if reference is None else reference
