@@ -47,8 +47,8 @@ def small_reference(n: int) -> Iterator[None]:
     """Lets evaluations take the first images of the test split for all of it: features cost more than training."""
     whole = scorer.reference_of
 
-    def first_images(*arguments):
-        reference = whole(*arguments)
+    def first_images(*arguments, **options):
+        reference = whole(*arguments, **options)
         return replace(
             reference,
             identity=reference.identity | {"sha256": f"the first {n}"},
