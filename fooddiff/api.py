@@ -12,7 +12,7 @@ from fooddiff import build, parallel
 from fooddiff.runs.load import TrainedModel, check_draws, class_ids, load_trained, make_guide
 from fooddiff.sample.generate import Draw, draw_batches, sample_ids
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.settings import check_counts
+from fooddiff.settings import MAX_SEED, check_counts
 
 __all__ = ["Model", "load"]
 
@@ -73,8 +73,8 @@ class Model:
         check_counts(per_class=per_class, batch_size=batch_size)
         if isinstance(classes, str):
             raise ValueError(f"classes is {classes!r}, expected a list of names: [{classes!r}]")
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed is {seed}, expected an integer from 0 to {2**32 - 1}")
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed is {seed}, expected an integer from 0 to {MAX_SEED}")
         changes = dict(
             sampler=sampler, steps=steps, spacing=spacing, eta=eta,
             guidance=guidance, interval=interval, rescale=rescale,

@@ -43,7 +43,16 @@ from fooddiff.sample.enlarge import Enlarge
 from fooddiff.sample.generate import BoundSampler, Draw, Stepper, make_draw, make_stepper
 from fooddiff.sample.one_step import OneStep
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.settings import ConfigError, check_fields, check_known, check_positive, check_type, choose, construct
+from fooddiff.settings import (
+    MAX_SEED,
+    ConfigError,
+    check_fields,
+    check_known,
+    check_positive,
+    check_type,
+    choose,
+    construct,
+)
 from fooddiff.train import optimizer
 from fooddiff.train import times as levels
 from fooddiff.train.averages import MAX_LENGTH, MIN_LENGTH, make_averages
@@ -267,13 +276,13 @@ def _discrete(*, schedule: str, timesteps: int, rescale_timesteps: bool, predict
     make = partial(discrete.make_process, betas, rescale_timesteps=rescale_timesteps)
 
     def steps(spec: SamplerSpec) -> Transition:
-        if spec.steps is not None and not 2 <= spec.steps <= timesteps:
-            raise ConfigError(f"cannot sample in {spec.steps} steps: expected 2 to {timesteps}")
         grid_of = choose("sample.spacing", spec.spacing, SPACINGS)
-        if spec.steps is None and spec.spacing != "time":
-            raise ConfigError(f"spacing is {spec.spacing!r}, but no number of steps is given: every timestep is taken")
         if spec.steps is None:
+            if spec.spacing != "time":
+                raise ConfigError(f"spacing is {spec.spacing!r}, but without a number of steps every timestep is taken")
             return discrete.transitions(make())
+        if not 2 <= spec.steps <= timesteps:
+            raise ConfigError(f"cannot sample in {spec.steps} steps: expected 2 to {timesteps}")
         if spec.spacing == "time":
             return discrete.transitions(make(schedules.evenly_spaced(timesteps, (spec.steps,))))
         log_snrs = np.asarray(make().log_snr, np.float64)
@@ -945,8 +954,8 @@ def make_training(config, mesh: jax.sharding.Mesh) -> Training:
     check_config(config)
     train, ema = config.train, config.ema
     check_type("seed", config.seed, int)
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"config.seed is {config.seed}, expected a number in [0, 2^32)")
+    if not 0 <= config.seed <= MAX_SEED:
+        raise ConfigError(f"config.seed is {config.seed}, expected an integer from 0 to {MAX_SEED}")
     for field in ("steps", "batch_size", "accumulate", "checkpoint_every", "max_skipped"):
         check_positive(f"train.{field}", train[field])
     check_positive("log.every_steps", config.log.every_steps)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+MAX_SEED = 2**32 - 1  # random keys are made of 32 bits: larger seeds would repeat others
+
 
 class ConfigError(ValueError):
     """A config value that cannot be; the message names it and what is allowed."""

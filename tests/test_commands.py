@@ -198,7 +198,7 @@ def test_samples_do_not_depend_on_the_batch_size_or_the_other_classes(trained, t
         (dict(step=3), r"no checkpoint of step 3 .* there are \[2, 4\]"),
         (dict(spec=dict(sampler="euler")), "expected one of ancestral, ddim, dpmpp_2m"),
         (dict(spec=dict(spacing="kerras")), "expected one of .*: did you mean karras"),
-        (dict(spec=dict(spacing="karras")), "spacing is 'karras', but no number of steps is given"),
+        (dict(spec=dict(spacing="karras")), "spacing is 'karras', but without a number of steps"),
         (dict(spec=dict(steps=9)), "cannot sample in 9 steps: expected 2 to 4"),
         (dict(per_class=0), "--per_class is 0, expected at least 1"),
         (dict(batch_size=-2), "--batch_size is -2, expected at least 1"),

@@ -109,6 +109,8 @@ def test_follow_scores_what_is_not_scored_yet_and_ends_with_the_training(workspa
     assert scored == [2, 4]
     call(workspace, "follow", "--per_class=2", "--seed=5", "--poll_seconds=0.01")
     assert scored == [2, 4]
+    (name,) = read_scalars(workspace / "run")[-1].keys() - {"step"}
+    assert name.endswith("], n=20")  # as a training notes it
     call(workspace, "follow", "--per_class=1", "--seed=5", "--poll_seconds=0.01")
     assert scored == [2, 4, 2, 4]
 

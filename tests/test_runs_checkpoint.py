@@ -253,3 +253,15 @@ def test_a_reader_lists_checkpoints_without_looking_into_them(tmp_path):
     with Checkpoints(tmp_path, read_only=True) as reader:
         assert reader.steps() == [1, 2]
         assert_equal(reader.restore(2, abstract()), state(2))
+
+
+def test_an_error_of_the_devices_is_not_the_files(tmp_path, monkeypatch):
+    save(tmp_path, state(1))
+
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", full)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+            checkpoints.restore(1, abstract())

@@ -128,7 +128,7 @@ def _devices(topology: str) -> list[jax.Device]:
         raise ValueError(f"--topology is {topology!r}, expected one of {', '.join(CHIPS)} and a shape, as in v5e:2x2")
     try:
         return topologies.get_topology_desc(topology, platform="tpu").devices
-    except (RuntimeError, ModuleNotFoundError, NotImplementedError) as error:
+    except (RuntimeError, ModuleNotFoundError) as error:
         raise ModuleNotFoundError(
             f"cannot compile for {topology} ({str(error).splitlines()[0]}): pip install 'jax[tpu]', which brings libtpu"
         ) from error

@@ -19,7 +19,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.settings import did_you_mean, flatten
+from fooddiff.settings import MAX_SEED, did_you_mean, flatten
 
 SWEPT = ("sampler", "steps", "guidance", "interval", "classifier_scale")
 
@@ -253,9 +253,9 @@ def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
 
 
 def seed(text: str) -> int:
-    """The type of a flag that takes what random keys are made from."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {2**32 - 1}")
+    """The type of a flag that takes what random keys are made from, an integer from 0 to `MAX_SEED`."""
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer from 0 to {MAX_SEED}")
     return int(text)
 
 

@@ -354,17 +354,17 @@ def follow(
     if not 0 < poll_seconds < math.inf:
         raise ValueError(f"--poll_seconds is {poll_seconds}, expected a number above 0")
     log.info("waiting for checkpoints in %s", workdir)
-    n = None
+    images, n = reference, 0
     while True:
         steps = workdirs.checkpoint_steps(workdir)
-        if steps and n is None:
-            reference = reference_of(_config(workdir), data_path=data_path) if reference is None else reference
+        if steps and not n:
+            images = reference_of(_config(workdir), data_path=data_path) if reference is None else reference
             with Checkpoints(workdir, read_only=True) as checkpoints:
-                n = len(scoring.ids(reference, checkpoints.meta(steps[-1])["class_names"]))
-        unscored = [step for step in steps if not already_scored(workdir, scoring, reference, step, weights, n)]
+                n = len(scoring.ids(images, checkpoints.meta(steps[-1])["class_names"]))
+        unscored = [step for step in steps if not already_scored(workdir, scoring, images, step, weights, n)]
         if (step := processes.first_says(min(unscored, default=-1))) >= 0:
             try:
-                run(workdir, scoring, step=step, weights=weights, reference=reference)
+                run(workdir, scoring, step=step, weights=weights, reference=reference, data_path=data_path)
             except (FileNotFoundError, DamagedError):
                 if step in workdirs.checkpoint_steps(workdir):
                     raise

@@ -41,7 +41,7 @@ def import_openai(file: Path, workdir: Path, config: ConfigDict, class_names: Pa
     Raises:
         FileNotFoundError: no such file.
         ValueError: the workdir is not empty, the file is not a state dict or is of another architecture, the config's
-            norms are not OpenAI's, or the class names are not those of config.model.num_classes.
+            network is not OpenAI's, or the class names are not those of config.model.num_classes.
     """
     _check_free(workdir)
     check_is_openais(config.model)

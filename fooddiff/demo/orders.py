@@ -8,13 +8,12 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from fooddiff.sample.spec import SamplerSpec
-from fooddiff.settings import did_you_mean
+from fooddiff.settings import MAX_SEED, did_you_mean
 
 MAX_IMAGES = 128  # of one order
 MAX_STEPS = 500
 MAX_IMAGE_STEPS = 8000  # images times steps of one order, minutes on two CPU cores
 MAX_GUIDANCE = 20.0
-MAX_SEED = 2**32 - 1
 
 ALL = "*"  # in the place of a dish: one of each
 FIELDS = ("dish", "number", "seed", "sampler", "steps", "guidance", "mix", "share")

@@ -36,6 +36,7 @@ from fooddiff.demo.orders import Order, OrderError, command_of, query_of, read_o
 from fooddiff.runs.load import class_ids
 from fooddiff.sample.generate import npz_bytes
 from fooddiff.sample.grid import class_grid, png_bytes
+from fooddiff.settings import MAX_SEED
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ def make_app(painter: Painter, workdir: Path, *, host: str = "127.0.0.1") -> Sta
                 "guides": menu.guides,
                 "usual": {**menu.usual.to_json(), "number": orders.NUMBER, "dish": menu.class_names[0]},
                 "limits": {
-                    "number": orders.MAX_IMAGES, "seed": orders.MAX_SEED, "steps": menu.max_steps,
+                    "number": orders.MAX_IMAGES, "seed": MAX_SEED, "steps": menu.max_steps,
                     "guidance": orders.MAX_GUIDANCE,
                 },
             }
