@@ -46,25 +46,27 @@ def get_config(variant: str = "kl") -> ConfigDict:
     config.model.channel_mult = (1, 2, 2)  # one level more halves the latents once more: this is f4, (1, 2) is f2
     config.model.num_res_blocks = 1
     config.model.attention_resolutions = ()  # pixels; besides, the middle always attends
-    config.model.z_channels = 8
-    config.model.latent_channels = 8
+    config.model.z_channels = 8 if bottleneck == "vq" else 12
+    config.model.latent_channels = config.model.z_channels
     config.model.num_codes = 4096 if bottleneck == "vq" else placeholder(int)
     config.model.norm_groups = 8
     config.model.dropout = 0.0
     config.model.dtype = "float32"
 
+    config.optimizer.name = "muon"
     config.optimizer.lr = 1e-3
     config.optimizer.b2 = 0.99
-    config.optimizer.warmup_steps = 200
-    config.optimizer.cooldown_steps = 1500
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.warmup_steps = 100
+    config.optimizer.cooldown_steps = 600
     config.optimizer.clip_norm = 1.0
     config.ema.rates = (0.999,)
-    config.train.steps = 5000  # 160,000 images
+    config.train.steps = 1600  # 51,200 images
     config.train.batch_size = 32
-    config.train.checkpoint_every = 500
+    config.train.checkpoint_every = 200
 
     config.eval = ConfigDict()  # during training, of the test split
-    config.eval.every_steps = 500
+    config.eval.every_steps = 200
     config.eval.count = 505  # images, spread evenly over the classes; None takes all
     config.eval.batch_size = 64
     config.log.every_steps = 50
@@ -100,6 +102,7 @@ def _sd(config: ConfigDict) -> None:
     config.model.z_channels = 4
     config.model.latent_channels = 4
     config.model.norm_groups = 32
+    config.optimizer.name = "adam"
     config.optimizer.lr = 1e-5
     config.ema.warmup = False  # an average that starts at trained weights needs none
 
@@ -114,6 +117,8 @@ def _taesd(config: ConfigDict) -> None:
 def _gpu128(config: ConfigDict) -> None:
     """128x128 pixels to 32x32x8."""
     config.data.image_size = 128
+    config.model.z_channels = 8
+    config.model.latent_channels = 8
     config.model.model_channels = 96
     config.model.channel_mult = (1, 2, 4)
     config.model.num_res_blocks = 2

@@ -30,6 +30,23 @@ def stream(key: Key, name: str, step: int | jax.Array = 0) -> Key:
     return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), step)
 
 
+class Rngs:
+    """Keys for a network's parameters in the order in which it makes them: those of flax.nnx.Rngs(key), bit for bit.
+
+    Flax counts in a variable of its own, which takes three times as long to trace as all else that a module makes.
+    """
+
+    def __init__(self, key: Key):
+        """Starts with the first parameter."""
+        self._key = key
+        self._count = 0
+
+    def params(self) -> Key:
+        """The next parameter's key; the name is what Flax's layers call."""
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count - 1)
+
+
 def sample_noise(key: Key, ids: Int[Array, "n 2"], shape: tuple[int, ...]) -> jax.Array:
     """Draws standard normal noise that belongs to sample ids, not to positions in a batch.
 

@@ -31,7 +31,7 @@ def run(script, *flags):
     return finished.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_classifier_reads_the_digits(tmp_path):
     """Trains configs/digits.py as the README says; a classifier of real digits must read what was asked for."""

@@ -157,7 +157,7 @@ def test_the_module_is_the_command():
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_real_images_give_the_known_figures():
     """The deterministic ones of ../shared/data/README.md; blurred are every third of the test images."""
     archive = SHARED / "data" / "food-101-64px.tar.gz"

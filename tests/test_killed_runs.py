@@ -16,7 +16,7 @@ from fooddiff.runs.record import read_scalars
 from tests import tiny
 from tests.processes import Process, started
 
-KILLS = int(os.environ.get("FOODDIFF_KILLS", "8"))
+KILLS = int(os.environ.get("FOODDIFF_KILLS", "4"))
 PROGRAM = (
     "import sys; from pathlib import Path\n"
     "from fooddiff.commands import train; from tests import tiny\n"

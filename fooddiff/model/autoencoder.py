@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Float, Image, Key
+from fooddiff.keys import Rngs
 from fooddiff.model.unet import GroupNorm, Level, Upsample, attention, conv, make_levels
 from fooddiff.settings import check_counts
 
@@ -23,7 +24,7 @@ class ResBlock(nnx.Module):
     """norm, SiLU, conv, norm, SiLU, dropout, conv; plus the skip connection."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, norm_groups: int, dropout: float, dtype, rngs: nnx.Rngs
+        self, in_channels: int, out_channels: int, *, norm_groups: int, dropout: float, dtype, rngs: Rngs
     ):  # fmt: skip
         """Builds the block; see Autoencoder for the arguments."""
         self.norm_in = GroupNorm(in_channels, norm_groups, epsilon=NORM_EPSILON)
@@ -43,7 +44,7 @@ class ResBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Self-attention with one head over the positions of a feature map, with a residual connection."""
 
-    def __init__(self, channels: int, *, norm_groups: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, norm_groups: int, dtype, rngs: Rngs):
         """Builds the block."""
         self.norm = GroupNorm(channels, norm_groups, epsilon=NORM_EPSILON)
         self.q, self.k, self.v, self.out = (conv(channels, channels, 1, dtype=dtype, rngs=rngs) for _ in range(4))
@@ -59,7 +60,7 @@ class AttentionBlock(nnx.Module):
 class Downsample(nnx.Module):
     """Halves height and width with a strided convolution that looks below and to the right, not above and left."""
 
-    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype, rngs: Rngs):
         """Builds the layer."""
         self.conv = conv(channels, channels, 3, stride=2, padding=(0, 1), dtype=dtype, rngs=rngs)
 
@@ -73,7 +74,7 @@ class Stage(nnx.Module):
 
     def __init__(
         self, channels: Sequence[int], attends: bool, resample: nnx.Module | None,
-        *, norm_groups: int, dropout: float, dtype, rngs: nnx.Rngs,
+        *, norm_groups: int, dropout: float, dtype, rngs: Rngs,
     ):  # fmt: skip
         """Builds the stage; between `channels` lie its residual blocks, `resample` ends it."""
         normed = dict(norm_groups=norm_groups, dtype=dtype, rngs=rngs)
@@ -92,7 +93,7 @@ class Stage(nnx.Module):
 class Middle(nnx.Module):
     """Residual block, attention, residual block at the coarsest resolution."""
 
-    def __init__(self, channels: int, *, norm_groups: int, dropout: float, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, norm_groups: int, dropout: float, dtype, rngs: Rngs):
         """Builds the layers."""
         block = partial(ResBlock, channels, channels, norm_groups=norm_groups, dropout=dropout, dtype=dtype, rngs=rngs)
         self.first = block()
@@ -109,7 +110,7 @@ class Encoder(nnx.Module):
 
     def __init__(
         self, in_channels: int, stem_channels: int, levels: Sequence[Level], out_channels: int,
-        *, num_res_blocks: int, norm_groups: int, dropout: float, dtype, rngs: nnx.Rngs,
+        *, num_res_blocks: int, norm_groups: int, dropout: float, dtype, rngs: Rngs,
     ):  # fmt: skip
         """Builds the encoder; `levels` come finest first. See Autoencoder for the other arguments."""
         layer = dict(dtype=dtype, rngs=rngs)
@@ -145,7 +146,7 @@ class Decoder(nnx.Module):
 
     def __init__(
         self, in_channels: int, levels: Sequence[Level], out_channels: int,
-        *, num_res_blocks: int, norm_groups: int, dropout: float, dtype, rngs: nnx.Rngs,
+        *, num_res_blocks: int, norm_groups: int, dropout: float, dtype, rngs: Rngs,
     ):  # fmt: skip
         """Builds the decoder; `levels` come finest first, and are run through last to first."""
         layer = dict(dtype=dtype, rngs=rngs)
@@ -193,7 +194,7 @@ class Autoencoder(nnx.Module):
         attention_resolutions: tuple[int, ...],
         z_channels: int,
         latent_channels: int,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
         num_codes: int | None = None,
         in_channels: int = 3,
         out_channels: int = 3,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Float, Image, Key
+from fooddiff.keys import Rngs
 from fooddiff.model.unet import (
     GroupNorm,
     attention,
@@ -29,7 +30,7 @@ POOLS = ("attention", "adaptive")
 class AttentionPool(nnx.Module):
     """Attention of the mean over all positions to itself and to each of them (CLIP's pooling)."""
 
-    def __init__(self, channels: int, num_classes: int, *, size: int, head_channels: int, rngs: nnx.Rngs):
+    def __init__(self, channels: int, num_classes: int, *, size: int, head_channels: int, rngs: Rngs):
         """Builds the layer for feature maps of size x size; `head_channels` must divide `channels`."""
         normal = nnx.initializers.normal(channels**-0.5)
         self.position = nnx.Param(normal(rngs.params(), (1 + size * size, channels)))
@@ -55,7 +56,7 @@ class AttentionPool(nnx.Module):
 class MeanPool(nnx.Module):
     """A linear map of the mean over all positions; it starts at zero."""
 
-    def __init__(self, channels: int, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, num_classes: int, *, rngs: Rngs):
         """Builds the layer."""
         zeros = nnx.initializers.zeros
         self.logits = nnx.Linear(channels, num_classes, kernel_init=zeros, bias_init=zeros, rngs=rngs)
@@ -80,7 +81,7 @@ class Classifier(nnx.Module):
         channel_mult: tuple[float, ...],
         num_res_blocks: int,
         attention_resolutions: tuple[int, ...],
-        rngs: nnx.Rngs,
+        rngs: Rngs,
         in_channels: int = 3,
         patch_size: int = 1,
         pool: str = "attention",

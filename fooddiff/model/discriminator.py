@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Float, Image, Key, Scalar
+from fooddiff.keys import Rngs
 from fooddiff.settings import check_counts
 
 NORM_EPSILON = 1e-5
@@ -16,7 +17,7 @@ MAX_WEIGHT = 1e4
 class BatchNorm(nnx.Module):
     """Normalises each channel over the batch and all positions; without running averages, as it is used in training."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, rngs: Rngs):
         """Builds the layer."""
         self.scale = nnx.Param(1 + 0.02 * jax.random.normal(rngs.params(), (channels,)))
         self.bias = nnx.Param(jnp.zeros((channels,)))
@@ -31,7 +32,7 @@ class BatchNorm(nnx.Module):
 class PatchDiscriminator(nnx.Module):
     """Tells real patches from reconstructed ones; latent-diffusion's NLayerDiscriminator."""
 
-    def __init__(self, *, rngs: nnx.Rngs, in_channels: int = 3, channels: int = 64, num_layers: int = 3):
+    def __init__(self, *, rngs: Rngs, in_channels: int = 3, channels: int = 64, num_layers: int = 3):
         """Builds the network.
 
         Args:
@@ -78,7 +79,7 @@ class PatchDiscriminator(nnx.Module):
         return self.convs[-1](h)
 
 
-def _conv(in_channels: int, out_channels: int, *, stride: int, bias: bool, rngs: nnx.Rngs) -> nnx.Conv:
+def _conv(in_channels: int, out_channels: int, *, stride: int, bias: bool, rngs: Rngs) -> nnx.Conv:
     return nnx.Conv(
         in_channels, out_channels, (4, 4), strides=stride, padding=1, use_bias=bias,
         kernel_init=nnx.initializers.normal(0.02), dtype=jnp.float32, rngs=rngs,

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from fooddiff.arrays import Key, Params
+from fooddiff.keys import Rngs
 
 
 class Network(NamedTuple):
@@ -28,12 +29,12 @@ def make_network(module: Callable[..., nnx.Module], **arguments: Any) -> Network
         The network. Parameter names are the module path joined with dots. A module that is more than one function has
         them as methods: `apply(params, x, method=Autoencoder.encode)`.
     """
-    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: module(**arguments, rngs=nnx.Rngs(0))), nnx.Param)
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: module(**arguments, rngs=Rngs(jax.random.key(0)))), nnx.Param)
     paths = [path for path, _ in nnx.to_flat_state(abstract)]
     names = {path: ".".join(map(str, path)) for path in paths}
 
     def init(key: Key) -> Params:
-        state = nnx.state(module(**arguments, rngs=nnx.Rngs(key)), nnx.Param)
+        state = nnx.state(module(**arguments, rngs=Rngs(key)), nnx.Param)
         return {names[path]: param[...] for path, param in nnx.to_flat_state(state)}
 
     def apply(params: Params, *inputs: Any, method: Callable | None = None, dropout_key: Key | None = None) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from fooddiff.arrays import Image, Key, Params
+from fooddiff.keys import Rngs
 from fooddiff.model.names import check_fit
 from fooddiff.model.unet import GroupNorm, conv, double
 
@@ -25,7 +26,7 @@ POOL_GROUPS = 4
 class Pool(nnx.Module):
     """Tells every position how the features are scaled over the whole image: 1x1 conv, norm, ReLU, 1x1 conv."""
 
-    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, dtype, rngs: Rngs):
         """Builds the layers."""
         self.widen = conv(channels, 4 * channels, 1, bias=False, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(4 * channels, POOL_GROUPS)
@@ -39,7 +40,7 @@ class Pool(nnx.Module):
 class Block(nnx.Module):
     """Three convolutions with ReLUs between them, plus what they got; then a ReLU."""
 
-    def __init__(self, channels: int, *, pools: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, pools: bool, dtype, rngs: Rngs):
         """Builds the block; with `pools` a `Pool` comes first."""
         self.pool = Pool(channels, dtype=dtype, rngs=rngs) if pools else None
         self.convs = nnx.List([conv(channels, channels, 3, dtype=dtype, rngs=rngs) for _ in range(3)])
@@ -57,7 +58,7 @@ class Block(nnx.Module):
 class Stage(nnx.Module):
     """One resolution: blocks, and the convolution that leads here from the finer one, or from here to it."""
 
-    def __init__(self, channels: int, num_blocks: int, *, stride: int | None, pools: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, channels: int, num_blocks: int, *, stride: int | None, pools: bool, dtype, rngs: Rngs):
         """Builds the stage; `stride` None is for the finest, which has no such convolution."""
         layer = dict(dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([Block(channels, pools=pools, **layer) for _ in range(num_blocks)])
@@ -74,7 +75,7 @@ class Half(nnx.Module):
     """The layers of an encoder or of a decoder; the stages come finest first."""
 
     def __init__(
-        self, in_channels: int, channels: int, out_channels: int, *, stride: int, pools: bool, dtype, rngs: nnx.Rngs
+        self, in_channels: int, channels: int, out_channels: int, *, stride: int, pools: bool, dtype, rngs: Rngs
     ):  # fmt: skip
         """Builds the layers; `stride` is that of the convolutions between resolutions."""
         layer = dict(dtype=dtype, rngs=rngs)
@@ -96,7 +97,7 @@ class TAESD(nnx.Module):
         *,
         latent_channels: int,
         pools: bool,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
         channels: int = 64,
         dtype: jnp.dtype = jnp.float32,
     ):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Cond, Float, Image, Key
+from fooddiff.keys import Rngs
 from fooddiff.settings import check_counts
 
 NORM_EPSILON = 1e-5
@@ -51,7 +52,7 @@ def space_to_depth(x: Image, size: int) -> Image:
 
 def conv(
     in_channels: int, out_channels: int, size: int,
-    *, dtype, rngs: nnx.Rngs, stride: int = 1, padding: tuple[int, int] | None = None, bias: bool = True,
+    *, dtype, rngs: Rngs, stride: int = 1, padding: tuple[int, int] | None = None, bias: bool = True,
 ) -> nnx.Conv:  # fmt: skip
     """A convolution with the initial distribution of torch.nn.Conv2d.
 
@@ -65,7 +66,7 @@ def conv(
     )  # fmt: skip
 
 
-def zero_conv(in_channels: int, out_channels: int, size: int, *, dtype, rngs: nnx.Rngs) -> nnx.Conv:
+def zero_conv(in_channels: int, out_channels: int, size: int, *, dtype, rngs: Rngs) -> nnx.Conv:
     """A convolution that starts at zero, so that its branch starts as the identity."""
     zeros = nnx.initializers.zeros
     return nnx.Conv(
@@ -76,7 +77,7 @@ def zero_conv(in_channels: int, out_channels: int, size: int, *, dtype, rngs: nn
 
 def linear(
     in_features: int, out_features: int,
-    *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32, dot_general: Callable = jax.lax.dot_general,
+    *, rngs: Rngs, dtype: jnp.dtype = jnp.float32, dot_general: Callable = jax.lax.dot_general,
 ) -> nnx.Linear:  # fmt: skip
     """A linear layer with the initial distribution of torch.nn.Linear."""
     init = _uniform(1 / math.sqrt(in_features))
@@ -176,7 +177,7 @@ class ResBlock(nnx.Module):
 
     def __init__(
         self, in_channels: int, out_channels: int, embed_dim: int,
-        *, norm_groups: int, scale_shift_norm: bool, dropout: float, dtype, rngs: nnx.Rngs,
+        *, norm_groups: int, scale_shift_norm: bool, dropout: float, dtype, rngs: Rngs,
         resample: Callable[[Image], Image] | None = None,
     ):  # fmt: skip
         """Builds the block; `resample` is `halve`, `double` or None. See UNet for the other arguments."""
@@ -210,7 +211,7 @@ class AttentionBlock(nnx.Module):
 
     def __init__(
         self, channels: int, num_heads: int,
-        *, head_channels: int | None = None, new_attention_order: bool = False, norm_groups: int, dtype, rngs: nnx.Rngs,
+        *, head_channels: int | None = None, new_attention_order: bool = False, norm_groups: int, dtype, rngs: Rngs,
     ):  # fmt: skip
         """Builds the block; `channels` must be a multiple of `num_heads` or, if given, of `head_channels`."""
         if head_channels is not None:
@@ -264,7 +265,7 @@ def attention(q: Float[Array, "n t m d"], k: Float[Array, "n t m d"], v: Float[A
 class Downsample(nnx.Module):
     """Halves height and width with a strided convolution, or without parameters by `halve`."""
 
-    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs, learned: bool = True):
+    def __init__(self, channels: int, *, dtype, rngs: Rngs, learned: bool = True):
         """Builds the layer."""
         self.conv = conv(channels, channels, 3, stride=2, dtype=dtype, rngs=rngs) if learned else None
 
@@ -276,7 +277,7 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Doubles height and width by repetition, then convolves if it has parameters."""
 
-    def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs, learned: bool = True):
+    def __init__(self, channels: int, *, dtype, rngs: Rngs, learned: bool = True):
         """Builds the layer."""
         self.conv = conv(channels, channels, 3, dtype=dtype, rngs=rngs) if learned else None
 
@@ -370,7 +371,7 @@ class Blocks(NamedTuple):
 
 def make_blocks(
     *, embed_dim: int, head_channels: int | None, new_attention_order: bool, resblock_updown: bool, conv_resample: bool,
-    norm_groups: int, scale_shift_norm: bool, dropout: float, dtype, rngs: nnx.Rngs,
+    norm_groups: int, scale_shift_norm: bool, dropout: float, dtype, rngs: Rngs,
 ) -> Blocks:  # fmt: skip
     """The layers that a network's settings describe; see UNet for the arguments.
 
@@ -447,7 +448,7 @@ class UNet(nnx.Module):
         attention_resolutions: tuple[int, ...],
         num_heads: int,
         num_classes: int | None,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
         in_channels: int = 3,
         low_res: bool = False,
         stem_channels: int | None = None,

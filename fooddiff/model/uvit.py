@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fooddiff.arrays import Array, Cond, Float, Image, Key
+from fooddiff.keys import Rngs
 from fooddiff.model.unet import (
     GroupNorm,
     ResBlock,
@@ -31,7 +32,7 @@ NORM_EPSILON = 1e-6
 class TransformerBlock(nnx.Module):
     """Attention and an MLP, each scaled, shifted and gated by the embedding (adaLN-zero, DiT, arXiv 2212.09748)."""
 
-    def __init__(self, width: int, embed_dim: int, num_heads: int, mlp_ratio: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, embed_dim: int, num_heads: int, mlp_ratio: int, *, dtype, rngs: Rngs):
         """Builds the block; `width` must be a multiple of `num_heads`."""
         zeros = nnx.initializers.zeros
         layer = dict(dtype=activation_dtype(dtype), dot_general=dot_general(dtype), rngs=rngs)
@@ -67,7 +68,7 @@ class UViT(nnx.Module):
         image_size: int,
         out_channels: int,
         num_classes: int | None,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
         in_channels: int = 3,
         patch_size: int = 4,
         conv_channels: int = 96,
@@ -126,7 +127,7 @@ class UViT(nnx.Module):
         layer = dict(dtype=activations, dot_general=dot_general(dtype), rngs=rngs)
         self.to_tokens = linear(4 * conv_channels, width, **layer)
         positions = (image_size // (2 * patch_size)) ** 2
-        self.positions = nnx.Param(0.02 * jax.random.normal(rngs(), (positions, width)))
+        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (positions, width)))
         self.transformer = nnx.List(
             [TransformerBlock(width, embed_dim, num_heads, mlp_ratio, dtype=dtype, rngs=rngs) for _ in range(depth)]
         )
