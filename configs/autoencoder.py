@@ -102,7 +102,7 @@ def _sd(config: ConfigDict) -> None:
     config.model.z_channels = 4
     config.model.latent_channels = 4
     config.model.norm_groups = 32
-    config.optimizer.name = "adam"
+    config.optimizer.name = "adamw"
     config.optimizer.lr = 1e-5
     config.ema.warmup = False  # an average that starts at trained weights needs none
 
@@ -124,6 +124,7 @@ def _gpu128(config: ConfigDict) -> None:
     config.model.num_res_blocks = 2
     config.model.norm_groups = 32
     config.model.dtype = "bfloat16"
+    config.optimizer.name = "adamw"
     config.optimizer.lr = 3e-4
     config.train.steps = 50_000
     config.train.batch_size = 64

@@ -38,6 +38,7 @@ def config(folder: Path, bottleneck: str = "kl", **overrides) -> ConfigDict:
     config.model.latent_channels = 2
     if bottleneck == "vq":
         config.model.num_codes = 16
+    config.optimizer.name = "adamw"  # which compiles faster
     config.optimizer.warmup_steps = 0
     config.optimizer.cooldown_steps = None
     config.ema.rates = (0.5,)
