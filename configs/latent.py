@@ -33,7 +33,7 @@ def get_config(variant: str = "cpu64") -> ConfigDict:
 
 
 def _cpu64(config: ConfigDict) -> None:
-    config.model.patch_size = 1  # 16x16x8 latents: the transformer has 8x8 positions, as that of the pixels has
+    config.model.patch_size = 1  # 16x16x12 latents: the transformer has 8x8 positions, as that of the pixels has
 
 
 def _gpu(config: ConfigDict) -> None:

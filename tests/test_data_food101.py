@@ -1,4 +1,5 @@
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tensorflow_datasets.core.download.download_manager import DownloadManager
 from fooddiff.data import sources
 from fooddiff.data.cache import load_dataset
 from fooddiff.data.feed import device_batches
+from fooddiff.data.sources import food101_tfds
 
 
 @pytest.mark.slow
@@ -82,6 +84,32 @@ def test_a_failed_download_was_announced_and_says_what_to_do(tmp_path, monkeypat
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30 * 10**9))
     monkeypatch.setattr(DownloadManager, "_download", no_network)
+    monkeypatch.setattr(food101_tfds, "_check_reachable", lambda url: None)
     with pytest.raises(RuntimeError, match=r"no network.*config.data.source to 'archive'"):
         sources.food101(tmp_path).split("train")
     assert any("5.0 GB" in line and str(tmp_path) in line for line in caplog.messages)
+
+
+def test_a_host_that_does_not_answer_is_found_before_minutes_of_retries(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30 * 10**9))
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/food-101.tar.gz"
+        monkeypatch.setattr(food101_tfds, "_URL", url)
+        monkeypatch.setattr(DownloadManager, "_download", lambda *_: pytest.fail("it downloads"))
+        with pytest.raises(
+            RuntimeError, match=rf"{url} cannot be reached \(.*refused\).*config.data.source to 'archive'"
+        ):
+            sources.food101(tmp_path).split("train")
+
+
+def test_what_is_downloaded_needs_no_host(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=30 * 10**9))
+    monkeypatch.setattr(food101_tfds, "_check_reachable", lambda url: pytest.fail("it asks"))
+    monkeypatch.setattr(DownloadManager, "_download", lambda *_: 1 / 0)  # what would look for the file below
+    (tmp_path / "downloads" / "food101").mkdir(parents=True)
+    (tmp_path / "downloads" / "food101" / "cvl_food-101abc.tar.gz").touch()
+    with pytest.raises(RuntimeError, match="division by zero"):
+        sources.food101(tmp_path).split("train")

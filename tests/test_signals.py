@@ -32,6 +32,18 @@ def test_the_second_signal_ends_the_process_at_once(tmp_path):
         assert process.end(timeout=50)[0] == 128 + 15
 
 
+def test_ctrl_c_where_nothing_is_to_be_finished_ends_the_process_though_threads_go_on(tmp_path):
+    program = (
+        "import signal, threading, time\nfrom fooddiff.commands.terminal import session\n"
+        "with session(distributed=False):\n    threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "    signal.raise_signal(signal.SIGINT)"
+    )
+    with started(["-c", program], tmp_path / "log") as process:
+        status, printed = process.end(timeout=50)
+    assert status == 128 + signal.SIGINT
+    assert printed == "error: interrupted\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_training_goes_on_where_it_stopped(tmp_path, number):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ def plain_errors() -> Iterator[None]:
 def session(*, distributed: bool) -> Iterator[None]:
     """Shows this project's log lines above progress bars, and ends an expected error with a message and status 1.
 
+    Ctrl-C, where a command does not catch it to finish what is under way, ends the process at once with status 130.
     Libraries that log through absl are heard from errors on. Set FOODDIFF_TRACEBACK=1 to see tracebacks.
 
     Args:
@@ -52,6 +54,11 @@ def session(*, distributed: bool) -> Iterator[None]:
                 logger.setLevel(logging.WARNING)
         with logging_redirect_tqdm(loggers=[logger]):
             yield
+    except KeyboardInterrupt:
+        if os.environ.get("FOODDIFF_TRACEBACK"):
+            raise
+        _print_error("interrupted")
+        processes.leave(128 + signal.SIGINT)  # a library's threads, those of a download for instance, would go on
     except EXPECTED as error:
         if os.environ.get("FOODDIFF_TRACEBACK"):
             raise

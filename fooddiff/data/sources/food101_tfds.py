@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from fooddiff.data.sources.source import Source, Split, open_image
 from fooddiff.files.lock import locked
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BUILDER = "food101:2.1.0"  # the first version that stores the images' ids
+_URL = "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"  # where TFDS finds it
+_TIMEOUT = 60  # seconds
 _TFDS_SPLITS = {"train": "train", "test": "validation"}
 _EXAMPLES = {"train": 75_750, "test": 25_250}
 _DOWNLOAD_BYTES = 4_996_278_331
@@ -107,6 +111,8 @@ def _prepared(open_builder: Callable[[], "tfds.core.DatasetBuilder"]) -> "tfds.c
             folder / "downloads",
         )
         try:
+            if not any(path.is_file() for path in (folder / "downloads").rglob("*food-101*.tar.gz")):
+                _check_reachable(_URL)
             with _extraction_without_tensorflow():
                 builder.download_and_prepare()
         except Exception as error:
@@ -116,6 +122,16 @@ def _prepared(open_builder: Callable[[], "tfds.core.DatasetBuilder"]) -> "tfds.c
                 f"config.data.source to 'archive' and config.data.path to the file"
             ) from error
         return builder
+
+
+def _check_reachable(url: str) -> None:
+    """Raises ConnectionError if nobody answers at the address, which TFDS would say after minutes of retries."""
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=_TIMEOUT).close()
+    except HTTPError:
+        return  # an answer
+    except URLError as error:
+        raise ConnectionError(f"{url} cannot be reached ({error.reason})") from error
 
 
 @contextmanager
