@@ -611,10 +611,15 @@ def heldout_task(model: ClassifierModel) -> Task:
     return _make_classifier_task(crop=0, model=model, dropout=False)
 
 
-def clean_logits(model: ClassifierModel, params: Params, x_0: Image) -> Array:
-    """What a classifier says of images without noise: a noisy one takes them as the least noisy ones that it knows."""
-    level = jax.tree.map(lambda number: jnp.full((len(x_0),), number), clean_level())
-    return model.network.apply(params, x_0, model.network_time(level))
+def read_clean(model: ClassifierModel, params: Params, x_0: Image) -> tuple[Array, Array]:
+    """What a classifier says of images without noise: a noisy one takes them as the least noisy ones that it knows.
+
+    Returns:
+        f32[n, num_classes] logits, and f32[n, channels] features: means over all positions before the pool.
+    """
+    t = model.network_time(jax.tree.map(lambda number: jnp.full((len(x_0),), number), clean_level()))
+    apply = partial(model.network.apply, params, x_0, t)
+    return apply(), apply(method=Classifier.pooled)
 
 
 def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:

@@ -169,6 +169,15 @@ def test_examples_do_not_see_each_other(images, pool):
     assert jnp.abs(apply(params, images, T + 50) - logits).max() > 1e-5
 
 
+def test_pooled_features_are_what_the_mean_pool_reads(images):
+    network = make_network(Classifier, **CLASSIFIER, pool="adaptive")
+    params = random_params(network)
+    pooled = network.apply(params, images, T, method=Classifier.pooled)
+    assert pooled.shape == (2, 64)
+    logits = pooled @ params["pool.logits.kernel"] + params["pool.logits.bias"][None]
+    np.testing.assert_allclose(network.apply(params, images, T), logits, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_classifiers_options(images):
     params = random_params(make_network(Classifier, **CLASSIFIER))

@@ -20,6 +20,7 @@ from fooddiff.diffusion.guidance import classifier_gradient, classifier_guided, 
 from fooddiff.diffusion.level import add_noise, eps_from_x0, per_image
 from fooddiff.diffusion.samplers import ancestral, begin, ddim, dpmpp_2m, heun, sde_dpmpp_2m
 from fooddiff.eval import generated
+from fooddiff.eval.agreement import Readings, distance
 from fooddiff.keys import sample_noise
 from fooddiff.report.runs import read_run
 from fooddiff.runs.load import load_trained
@@ -182,7 +183,8 @@ def test_class_agreement_is_a_record_beside_the_judges_own_accuracy(model, judge
     (path,) = (model / "eval").glob("agreement_*.json")
     record = json.loads(path.read_text())
     by_name = {result["metric"].split("[")[0]: result for result in record["results"]}
-    assert list(by_name) == ["agreement-top1", "agreement-top5", "accuracy-top1", "accuracy-top5"]
+    assert list(by_name) == ["agreement-top1", "agreement-top5", "accuracy-top1", "accuracy-top5", "FD-32"]
+    assert by_name["FD-32"]["value"] > 0
     assert by_name["agreement-top1"]["n"] == 20
     assert by_name["accuracy-top1"]["n"] > 100
     assert 0 <= by_name["agreement-top1"]["value"] <= by_name["agreement-top5"]["value"] <= 1
@@ -195,6 +197,16 @@ def test_class_agreement_is_a_record_beside_the_judges_own_accuracy(model, judge
     evaluator(["agreement", *(flag for flag in flags if "judge" not in flag), f"--judge={guide}",
                f"--classifier={guide}", "--classifier_scale=5"])  # fmt: skip
     assert "the judge has guided the samples itself" in capsys.readouterr().err
+
+
+def test_the_distance_of_a_judges_features_is_that_of_two_gaussians():
+    rng = np.random.default_rng(0)
+    real, drawn = (Readings(np.zeros(n, int), rng.normal(mean, 1, (n, 2))) for n, mean in ((40_000, 0), (20_000, 1)))
+    result = distance("0123456789", drawn, real)
+    assert result.metric == "FD-2[classifier 01234567]"
+    assert result.value == pytest.approx(2, rel=0.02)  # the squared distance of the means
+    assert (result.n, result.warnings) == (20_000, ())
+    assert distance("0123456789", real, real).value == pytest.approx(0, abs=1e-8)
 
 
 @pytest.mark.slow

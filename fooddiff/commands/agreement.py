@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fooddiff import build, parallel, processes
-from fooddiff.arrays import Int
 from fooddiff.commands import scorer
 from fooddiff.commands.companions import Companions, check_fits, drawing, load_companions
-from fooddiff.eval.agreement import accuracies, make_ranks, ranks_of
+from fooddiff.eval.agreement import Readings, accuracies, distance, make_read, read_images
 from fooddiff.eval.generated import ids_like
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.results import write_record
@@ -39,7 +37,7 @@ class Judge(NamedTuple):
     path: Path
     sha256: str  # of its weights
     made_by: Mapping[str, Any]  # how its weights came to be
-    ranks: Callable[[ImageSet], Int[np.ndarray, " n"]]  # see `ranks_of`
+    read: Callable[[ImageSet], Readings]  # see `read_images`
 
 
 def load_judge(
@@ -72,8 +70,8 @@ def load_judge(
     check_fits(judging, trained, path, image_size=image_size)
     sha = processes.sha256_of(judging.params)
     read = partial(
-        ranks_of,
-        make_ranks(partial(build.clean_logits, judging.model), judging.model.codec, mesh),
+        read_images,
+        make_read(partial(build.read_clean, judging.model), judging.model.codec, mesh),
         judging.params,
         batch_size=batch_size,
         judge=sha,
@@ -181,12 +179,14 @@ def judge_samples(
     """
     by_judge = companions.classifier is not None and processes.sha256_of(companions.classifier.params) == judge.sha256
     warnings = ("the judge has guided the samples itself",) * by_judge
+    of_samples, of_real_images = judge.read(samples), judge.read(reference)
     record = {
         "results": [
             asdict(result)
             for result in (
-                *accuracies("agreement", judge.sha256, judge.ranks(samples), warnings),
-                *accuracies("accuracy", judge.sha256, judge.ranks(reference)),
+                *accuracies("agreement", judge.sha256, of_samples.ranks, warnings),
+                *accuracies("accuracy", judge.sha256, of_real_images.ranks),
+                distance(judge.sha256, of_samples, of_real_images),
             )
         ],
         "samples": samples.describe() | {"made_by": made_by},
@@ -207,12 +207,18 @@ def judge_samples(
 
 
 def _print(record: dict) -> None:
-    """Prints every share with its number of images and where these are from."""
+    """Prints every share, and the distance, with its number of images and where these are from."""
     table = Table()
     for column in ("metric", "value ± 1 sd", "n", "of"):
         table.add_column(column, no_wrap=column == "metric", overflow="fold")
     for result in record["results"]:
-        images = record["samples" if result["metric"].startswith("agreement") else "reference"]["name"]
-        value = f"{100 * result['value']:.2f} ± {100 * result['error']:.2g} %"
+        images = record["reference" if result["metric"].startswith("accuracy") else "samples"]["name"]
+        value = _value(result["value"], result["error"], is_share=not result["metric"].startswith("FD"))
         table.add_row(escape(result["metric"]), value, f"{result['n']:,}", escape(images))
     Console(width=max(Console().width, 120)).print(table)
+
+
+def _value(value: float, error: float | None, *, is_share: bool) -> str:
+    if is_share:
+        return f"{100 * value:.2f} ± {100 * error:.2g} %"
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"

@@ -39,7 +39,7 @@ class Row(NamedTuple):
     def results(self) -> list[Mapping[str, Any]]:
         """What was measured of the samples."""
         read = [] if self.judged is None else self.judged["results"]
-        return [*self.record["results"], *(result for result in read if result["metric"].startswith("agreement"))]
+        return [*self.record["results"], *(result for result in read if not result["metric"].startswith("accuracy"))]
 
 
 def run(

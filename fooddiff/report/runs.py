@@ -206,6 +206,8 @@ def read_agreements(path: Path) -> list[Agreement]:
         made_by = record["samples"]["made_by"]
         shares = {"agreement": {}, "accuracy": {}}
         for result in record["results"]:
+            if result["metric"].startswith("FD-"):
+                continue  # of the judge's features: not of the kind that curves are drawn of
             what, top = re.fullmatch(r"(agreement|accuracy)-(top\d)\[.*\]", result["metric"]).groups()
             shares[what][top] = float(result["value"])
         return [
