@@ -73,6 +73,7 @@ def numbers(run):
     return records
 
 
+@pytest.mark.slow
 def test_training_reports_accuracy_by_level_in_training_and_on_held_out_images(trained):
     last = numbers(trained)[4]
     assert {"train/top1", "train/top5", "train/loss"} <= last.keys()
@@ -104,6 +105,7 @@ def test_a_clean_classifier_knows_no_levels_and_the_error_picks_checkpoints(work
     np.testing.assert_allclose(score, 1 - numbers(run)[4]["eval/ema_0.995/top1, n=40"])
 
 
+@pytest.mark.slow
 def test_commands_refuse_a_model_of_another_task(workspace, trained, tmp_path):
     refused = pytest.raises(WorkdirError, match=r"noisy holds a model of the task 'classifier', where one of the task")
     with refused:
@@ -124,6 +126,7 @@ def test_commands_refuse_a_model_of_another_task(workspace, trained, tmp_path):
         train.run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_classifier_is_exported_and_loaded_from_one_file(trained, tmp_path):
     file = tmp_path / "classifier.safetensors"
     convert(["export", f"--workdir={trained}", "--weights=ema", f"--out={file}"])

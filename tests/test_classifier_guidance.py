@@ -120,7 +120,8 @@ def drawn(model, out, classifier, **spec):
     return np.load(path)["arr_0"], path.stem
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", pytest.param("ddim", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
 def test_a_classifier_in_continuous_time_guides_a_discrete_model(model, guide, tmp_path, sampler):
     plain, plain_name = drawn(model, tmp_path / "plain", None, sampler=sampler)
     pulled, name = drawn(model, tmp_path / "pulled", guide, sampler=sampler, classifier_scale=1000.0)
@@ -131,7 +132,7 @@ def test_a_classifier_in_continuous_time_guides_a_discrete_model(model, guide, t
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "dpmpp_2m"])
-def test_a_classifier_guides_a_continuous_model_together_with_classifier_free_guidance(workspace, guide, sampler):
+def test_a_classifier_guides_a_continuous_model_together_with_classifier_free_guidance(workspace, sampler):
     mesh = parallel.make_mesh()
     denoising = build.make_diffusion_model(continuous_config(workspace))
     classifier = build.make_classifier_model(tiny_classifier(workspace))
@@ -144,6 +145,7 @@ def test_a_classifier_guides_a_continuous_model_together_with_classifier_free_gu
     assert images.shape == (4, 8, 8, 3)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(workspace, model, guide, judge, tmp_path):
     with pytest.raises(ConfigError, match="expected both --classifier=WORKDIR and --classifier_scale"):
         drawn(model, tmp_path / "out", guide)
@@ -156,6 +158,7 @@ def test_what_does_not_fit_is_refused(workspace, model, guide, judge, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_classifier_of_other_images_or_for_no_classes_is_refused(guide, tmp_path):
     small = tiny_weights.write(tmp_path / "small.safetensors", image_size=4)
     unconditional = tiny_weights.write(tmp_path / "unconditional.safetensors", classes=None)
@@ -166,6 +169,7 @@ def test_a_classifier_of_other_images_or_for_no_classes_is_refused(guide, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_classifier_of_other_classes_is_refused(model, guide, tmp_path):
     trained, classifier = (
         load_trained(path, step=None, weights="ema", mesh=parallel.make_mesh(), task=None) for path in (model, guide)

@@ -13,6 +13,8 @@ from fooddiff.runs.record import read_scalars
 from tests import tiny
 from tests.random_stem import random_stem
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
@@ -54,7 +56,6 @@ def test_run_gives_the_number_of_the_training_and_a_row_to_quote(workspace, caps
     assert after["samples"]["n_per_class"] == {str(digit): 3 for digit in range(10)}
 
 
-@pytest.mark.slow
 def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_reference(workspace):
     call(workspace, "run", "--steps=2", "--sampler=ddim", "--weights=raw")
     (record,) = records(workspace, "step_0000004_raw_ddim-2_*_n40_*.json").values()
@@ -65,7 +66,6 @@ def test_without_a_number_there_are_as_many_samples_per_class_as_in_the_referenc
     assert ", n=40, ddim-2" in last  # apart from what a training notes of its own sampler
 
 
-@pytest.mark.slow
 def test_an_earlier_checkpoint_guides_and_the_record_says_so(workspace, capsys):
     run = workspace / "run"
     call(workspace, "run", "--per_class=2", "--guidance=2", f"--guide={run}", "--guide_step=2")
@@ -100,7 +100,6 @@ def test_two_checkpoints_are_compared_in_pairs(workspace, capsys):
     (folder / "images.json").unlink()
 
 
-@pytest.mark.slow
 def test_follow_scores_what_is_not_scored_yet_and_ends_with_the_training(workspace, monkeypatch):
     scored = []
     inner = scorer.run
@@ -133,7 +132,6 @@ class Interrupted(BaseException):
     """What no command catches."""
 
 
-@pytest.mark.slow
 def test_an_interrupted_evaluation_draws_only_what_is_missing(workspace, monkeypatch):
     monkeypatch.setattr("fooddiff.eval.extract.CHUNK", 8)
     drawn = []

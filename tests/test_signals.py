@@ -35,6 +35,7 @@ def test_the_second_signal_ends_the_process_at_once(tmp_path):
 def test_ctrl_c_where_nothing_is_to_be_finished_ends_the_process_though_threads_go_on(tmp_path):
     program = (
         "import signal, threading, time\nfrom fooddiff.commands.terminal import session\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background lacks\n"
         "with session(distributed=False):\n    threading.Thread(target=time.sleep, args=(600,)).start()\n"
         "    signal.raise_signal(signal.SIGINT)"
     )
