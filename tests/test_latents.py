@@ -196,7 +196,7 @@ def test_a_codec_that_is_missing_or_another_is_refused(trained, tmp_path):
     [
         (dict(codec__path=None), ConfigError, r"config\.codec\.path is None, expected the workdir or the file"),
         (dict(codec__path="/nowhere"), FileNotFoundError, "no run in /nowhere"),
-        (dict(codec__model__z_channels=3), ConfigError, r"config\.codec\.model\.z_channels is 3, but 8 in the auto"),
+        (dict(codec__model__z_channels=3), ConfigError, r"config\.codec\.model\.z_channels is 3, but 12 in the auto"),
         (dict(codec__model__network="unet"), ConfigError, "expected one of ldm, taesd"),
         (dict(data__image_size=17), ConfigError, "image_size 17 cannot be halved"),
     ],
