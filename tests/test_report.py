@@ -96,10 +96,13 @@ def test_distances_measured_otherwise_are_never_drawn_together(run, change):
 
 
 def agreement(**changes):
-    shares = {"agreement-top1": 0.125, "agreement-top5": 0.25, "accuracy-top1": 0.375, "accuracy-top5": 0.625}
+    numbers = {
+        "agreement-top1": 0.125, "agreement-top5": 0.25, "accuracy-top1": 0.375, "accuracy-top5": 0.625,
+        "FD-192": 1.523,
+    }  # fmt: skip
     results = [
         {"metric": f"{name}[classifier abcdef01]", "value": value, "error": 0.01, "bias": None, "n": 303}
-        for name, value in shares.items()
+        for name, value in numbers.items()
     ]
     return evaluation() | {"results": results, "judge": {"sha256": "abcdef01" * 8}} | changes
 
@@ -112,6 +115,7 @@ def test_class_agreement_stands_beside_the_accuracy_on_real_images(run):
     assert 'id="agreement"' not in before
     row = re.search(r'<tr title="agreement.json">.*?</tr>', after, re.DOTALL)[0]
     assert re.findall(r"\d+\.\d%", row) == ["12.5%", "25.0%", "37.5%", "62.5%"]
+    assert ">1.523<" in row
     assert "abcdef01" in row
     assert len(read_run(run, "run").distances) == 4
 

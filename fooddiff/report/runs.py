@@ -81,6 +81,10 @@ class Floor:
         )
 
 
+TOPS = ("top1", "top5")
+"""Whether a classifier's first choice is the class, and whether one of its first five is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
     """How often a classifier of real images reads in samples the class that they were drawn for, as shares."""
@@ -91,8 +95,9 @@ class Agreement:
     weights: str
     n: int
     seed: int
-    of_samples: Mapping[str, float]  # "top1", "top5"
+    of_samples: Mapping[str, float]  # by `TOPS`
     of_real_images: Mapping[str, float]  # of the test split
+    distance: float | None  # Fréchet distance between both in the judge's features; older records have none
     path: Path
 
 
@@ -194,7 +199,7 @@ def read_distances(path: Path) -> list[Distance]:
 
 
 def read_agreements(path: Path) -> list[Agreement]:
-    """Reads the shares of one record of `fooddiff.eval agreement`; another kind of record has none.
+    """Reads the numbers of one record of `fooddiff.eval agreement`; another kind of record has none.
 
     Raises:
         ReportError: the file is damaged.
@@ -204,12 +209,7 @@ def read_agreements(path: Path) -> list[Agreement]:
         return []
     try:
         made_by = record["samples"]["made_by"]
-        shares = {"agreement": {}, "accuracy": {}}
-        for result in record["results"]:
-            if result["metric"].startswith("FD-"):
-                continue  # of the judge's features: not of the kind that curves are drawn of
-            what, top = re.fullmatch(r"(agreement|accuracy)-(top\d)\[.*\]", result["metric"]).groups()
-            shares[what][top] = float(result["value"])
+        numbers = {result["metric"].partition("[")[0]: float(result["value"]) for result in record["results"]}
         return [
             Agreement(
                 judge=str(record["judge"]["sha256"])[:8],
@@ -218,8 +218,9 @@ def read_agreements(path: Path) -> list[Agreement]:
                 weights=str(made_by["weights"]),
                 n=int(record["samples"]["n"]),
                 seed=int(made_by["seed"]),
-                of_samples=shares["agreement"],
-                of_real_images=shares["accuracy"],
+                of_samples={top: numbers[f"agreement-{top}"] for top in TOPS},
+                of_real_images={top: numbers[f"accuracy-{top}"] for top in TOPS},
+                distance=next((value for name, value in numbers.items() if name.startswith("FD-")), None),
                 path=path,
             )
         ]
