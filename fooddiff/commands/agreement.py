@@ -18,7 +18,7 @@ from fooddiff.commands.companions import Companions, check_fits, drawing, load_c
 from fooddiff.eval.agreement import Readings, accuracies, distance, make_read, read_images
 from fooddiff.eval.generated import ids_like
 from fooddiff.eval.images import ImageSet
-from fooddiff.eval.results import write_record
+from fooddiff.eval.results import with_error, write_record
 from fooddiff.files.hashes import sha256_of_json
 from fooddiff.runs import workdir as workdirs
 from fooddiff.runs.load import TrainedModel, check_classes, load_trained
@@ -213,12 +213,8 @@ def _print(record: dict) -> None:
         table.add_column(column, no_wrap=column == "metric", overflow="fold")
     for result in record["results"]:
         images = record["reference" if result["metric"].startswith("accuracy") else "samples"]["name"]
-        value = _value(result["value"], result["error"], is_share=not result["metric"].startswith("FD"))
-        table.add_row(escape(result["metric"]), value, f"{result['n']:,}", escape(images))
+        value, error = result["value"], result["error"]
+        is_distance = result["metric"].startswith("FD-")
+        shown = with_error(value, error) if is_distance else f"{100 * value:.2f} ± {100 * error:.2g} %"
+        table.add_row(escape(result["metric"]), shown, f"{result['n']:,}", escape(images))
     Console(width=max(Console().width, 120)).print(table)
-
-
-def _value(value: float, error: float | None, *, is_share: bool) -> str:
-    if is_share:
-        return f"{100 * value:.2f} ± {100 * error:.2g} %"
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"

@@ -198,7 +198,7 @@ def _hash(rows: Sequence[Row]) -> str:
 def _number(result: Mapping[str, Any] | None) -> str:
     if result is None:
         return "-"
-    return f"{result['value']:.4g}" + ("" if result["error"] is None else f" ± {result['error']:.2g}")
+    return results.with_error(result["value"], result["error"])
 
 
 def _setting(value: Any) -> str:

@@ -184,7 +184,7 @@ def print_differences(a: dict, b: dict, console: Console) -> None:
     for column in ("metric", "A ± 1 sd", "B ± 1 sd", "A - B ± 1 sd", "n"):
         table.add_column(column, no_wrap=column == "metric")
     for metric, *estimates in differences(a, b):
-        figures = [f"{each.value:.4g} ± {_figure(each.error)}" for each in estimates]
+        figures = [with_error(each.value, each.error) for each in estimates]
         table.add_row(escape(metric), *figures, _count(a["samples"]["n"]))
     console.print(table)
 
@@ -199,13 +199,18 @@ def print_table(content: dict, console: Console) -> None:
     for result in content["results"]:
         table.add_row(
             escape(result["metric"]),
-            f"{result['value']:.4g} ± {_figure(result['error'])}",
+            with_error(result["value"], result["error"]),
             _figure(result["bias"]),
             _count(result["n"]),
             escape(described),
             content["resize"],
         )
     console.print(table)
+
+
+def with_error(value: float, error: float | None) -> str:
+    """A number and one standard deviation of it, "-" where that is not known."""
+    return f"{value:.4g} ± {_figure(error)}"
 
 
 def _figure(value: float | None) -> str:
