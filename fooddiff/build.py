@@ -618,8 +618,7 @@ def read_clean(model: ClassifierModel, params: Params, x_0: Image) -> tuple[Arra
         f32[n, num_classes] logits, and f32[n, channels] features: means over all positions before the pool.
     """
     t = model.network_time(jax.tree.map(lambda number: jnp.full((len(x_0),), number), clean_level()))
-    apply = partial(model.network.apply, params, x_0, t)
-    return apply(), apply(method=Classifier.pooled)
+    return model.network.apply(params, x_0, t, method=Classifier.read)
 
 
 def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:

@@ -179,17 +179,14 @@ class Classifier(nnx.Module):
         Raises:
             ValueError: images of another size than the attention pool has positions for.
         """
-        return self.pool(self._last(x_t, t, dropout_key))
+        return self.read(x_t, t, dropout_key=dropout_key)[0]
 
-    def pooled(
+    def read(
         self, x_t: Image, t: Float[Array, " n"], *, dropout_key: Key | None = None
-    ) -> Float[Array, "n channels"]:
-        """The mean over all positions of what the pool reads; arguments as above."""
-        return self._last(x_t, t, dropout_key).mean(axis=(1, 2))
-
-    def _last(self, x_t: Image, t: Float[Array, " n"], dropout_key: Key | None) -> Image:
-        features = self.features(x_t, t, dropout_key=dropout_key)
-        return self.norm_out(features[-1].astype(jnp.float32), silu=True)
+    ) -> tuple[Float[Array, "n num_classes"], Float[Array, "n channels"]]:
+        """The logits, and the mean over all positions of what the pool reads; arguments as above."""
+        last = self.norm_out(self.features(x_t, t, dropout_key=dropout_key)[-1].astype(jnp.float32), silu=True)
+        return self.pool(last), last.mean(axis=(1, 2))
 
     def features(self, x_t: Image, t: Float[Array, " n"], *, dropout_key: Key | None = None) -> list[Image]:
         """What every stage before the pool gives, from the first convolution to the middle; arguments as above."""
