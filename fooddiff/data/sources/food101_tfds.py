@@ -125,13 +125,13 @@ def _prepared(open_builder: Callable[[], "tfds.core.DatasetBuilder"]) -> "tfds.c
 
 
 def _check_reachable(url: str) -> None:
-    """Raises ConnectionError if nobody answers at the address, which TFDS would say after minutes of retries."""
+    """Raises ConnectionError where no connection can be made, which TFDS would say after minutes of retries."""
     try:
         urlopen(Request(url, method="HEAD"), timeout=_TIMEOUT).close()
-    except HTTPError:
-        return  # an answer
-    except URLError as error:
-        raise ConnectionError(f"{url} cannot be reached ({error.reason})") from error
+    except OSError as error:
+        if isinstance(error, URLError) and not isinstance(error, HTTPError):
+            raise ConnectionError(f"{url} cannot be reached ({error.reason})") from error
+        log.debug("%s answers a HEAD request with %r", url, error)  # but it answers
 
 
 @contextmanager
