@@ -33,7 +33,7 @@ def stream(key: Key, name: str, step: int | jax.Array = 0) -> Key:
 class Rngs:
     """Keys for a network's parameters in the order in which it makes them: those of flax.nnx.Rngs(key), bit for bit.
 
-    Flax counts in a variable of its own, which takes three times as long to trace as all else that a module makes.
+    Flax counts in a variable of its own, which takes longer to trace than all else that a module makes.
     """
 
     def __init__(self, key: Key):

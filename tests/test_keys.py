@@ -1,8 +1,9 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from fooddiff.keys import sample_noise, stream
+from fooddiff.keys import Rngs, sample_noise, stream
 
 
 def data(key):
@@ -17,6 +18,13 @@ def test_streams_differ_by_key_name_and_step():
 def test_stream_is_reproducible_under_jit():
     key = jax.random.key(3)
     assert data(jax.jit(lambda step: stream(key, "t", step))(5)) == data(stream(jax.random.key(3), "t", 5))
+
+
+def test_parameters_get_the_keys_that_flax_gives_them():
+    ours, theirs = Rngs(jax.random.key(3)), nnx.Rngs(jax.random.key(3))
+    keys = [data(ours.params()) for _ in range(4)]
+    assert keys == [data(theirs.params()) for _ in range(4)]
+    assert len(set(keys)) == 4
 
 
 @pytest.mark.parametrize("split", [1, 2, 5])
