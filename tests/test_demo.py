@@ -87,7 +87,7 @@ def order(painter, query):
         ("dish=pizza&number=1&guidance=1&steps=3", dict(classes=["pizza"], guidance=1.0, steps=3)),
         pytest.param(
             "dish=gyoza&seed=7&sampler=dpmpp_2m&guidance=3.5",
-            dict(classes=["gyoza"], per_class=4, seed=7, sampler="dpmpp_2m", guidance=3.5),
+            dict(classes=["gyoza"], per_class=2, seed=7, sampler="dpmpp_2m", guidance=3.5),
             marks=pytest.mark.slow,
         ),
         pytest.param("dish=*&sampler=ddim", dict(sampler="ddim"), marks=pytest.mark.slow),

@@ -17,7 +17,7 @@ MAX_GUIDANCE = 20.0
 
 ALL = "*"  # in the place of a dish: one of each
 FIELDS = ("dish", "number", "seed", "sampler", "steps", "guidance", "mix", "share")
-NUMBER = 4  # images of each dish, where nothing is said
+NUMBER = 2  # images of each dish, where nothing is said
 
 
 class OrderError(ValueError):
