@@ -29,5 +29,6 @@ def mini_food101_dir(mini_archive, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DownloadManager, "_download", lambda *_: Promise.resolve(epath.Path(mini_archive)))
         patch.setattr("fooddiff.data.sources.food101_tfds._PREPARE_BYTES", 10**8)
+        patch.setattr("fooddiff.data.sources.food101_tfds._check_reachable", lambda url: None)
         sources.food101(data_dir).split("train")
     return data_dir
