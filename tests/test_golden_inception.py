@@ -91,12 +91,7 @@ def test_frechet_distance_of_64_features(case):
 
 
 @pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=key, marks=pytest.mark.slow if case[1] == "tf1" else pytest.mark.long)
-        for key, case in results("fid")
-        if case[0] != "64"
-    ],
+    "case", [pytest.param(case, id=key, marks=pytest.mark.long) for key, case in results("fid") if case[0] != "64"]
 )
 def test_frechet_distance_of_deeper_features(case):
     check_frechet(*case)

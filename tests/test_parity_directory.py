@@ -31,7 +31,7 @@ CHANGED = {
 
 COMPARISONS = "reference or checkpoint"  # the tests that compare; the others are of the comparisons themselves
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def run(directory: Path) -> subprocess.CompletedProcess:

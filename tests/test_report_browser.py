@@ -29,7 +29,8 @@ def page(tmp_path_factory):
         config = tiny.config(
             workspace, seed=seed, eval__inception=str(workspace / "stem.npz"), eval__per_class=3, sample__every_steps=2
         )
-        train.run(config, workspace / f"seed_{seed}")
+        with tiny.small_reference(20):
+            train.run(config, workspace / f"seed_{seed}")
     main([str(workspace / "seed_1"), str(workspace / "seed_2"), "--out", str(workspace / "report.html")])
     return workspace / "report.html"
 

@@ -58,8 +58,8 @@ def test_every_combination_is_scored_once(workspace, capsys, monkeypatch):
         assert float(row[result["metric"]]) == result["value"]
         assert float(row["seconds_per_image"]) == record["samples"]["seconds_per_image"] > 0
 
-    call(workspace, *grid, "--samplers=ancestral,heun")
-    assert len(drawn) == 6  # those of ancestral are there
+    call(workspace, "--guidances=1", "--step_counts=3", "--samplers=ancestral,heun")
+    assert len(drawn) == 4  # that of ancestral is there
 
 
 @pytest.mark.slow
