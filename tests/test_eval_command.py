@@ -44,6 +44,7 @@ def the_record():
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_images_against_images(capsys):
     call("images", npz("ours.npz", 24, 0), npz("real.npz", 30, 1), "--metrics=fd,kd,pr")
     record = the_record()
@@ -78,6 +79,7 @@ def test_statistics_stand_for_the_images_that_they_were_taken_of(monkeypatch):
     assert found["reference"]["n"] == 30
 
 
+@pytest.mark.slow
 def test_a_folder_and_an_npz_of_the_same_pixels_agree():
     ours, real = npz("ours.npz", 24, 0), npz("real.npz", 30, 1)
     Path("folder").mkdir()

@@ -222,6 +222,7 @@ def test_two_trainings_in_one_workdir_are_refused(workspace, run):
         assert (run / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_in_training_is_sampled_and_followed_even_when_the_training_deletes_a_checkpoint(
     workspace, run, tmp_path, capsys, monkeypatch
 ):

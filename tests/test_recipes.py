@@ -80,6 +80,7 @@ def test_training_in_continuous_time_reports_the_loss_by_log_snr(trained):
     assert np.isfinite(sums["x0_mse"]).all()
 
 
+@pytest.mark.slow
 def test_dropped_labels_reach_the_null_row_alone(trained):
     """With half of the labels hidden, training has moved the embedding of the null label and of seen classes."""
     training, state = trained
@@ -108,6 +109,7 @@ def test_every_sampler_draws_in_continuous_time(trained, changes):
     assert len(np.unique(images, axis=0)) == 4
 
 
+@pytest.mark.slow
 def test_guidance_moves_samples_where_labels_matter_and_only_there(trained):
     params = dict(trained[1].params)
     key = jax.random.key(3)

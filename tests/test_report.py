@@ -138,6 +138,7 @@ def test_parts_of_the_loss_stand_in_the_order_of_noise(run):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_newest_predictions_in_one_step_are_shown(whole):
     run, page = whole
     assert sorted(read_run(run, "run").one_steps) == [100, 200]

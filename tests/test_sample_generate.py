@@ -43,6 +43,7 @@ def assert_same_pixels(a, b):
     assert (difference > 0).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_its_company(model, params):
     ids = sample_ids([3, 1, 7], 3)
     whole = draw(model, params, ids, batch_size=9)
@@ -107,7 +108,7 @@ def test_unconditional(tmp_path):
     "settings",
     [
         dict(),
-        dict(sampler="heun", steps=3, spacing="log_snr"),
+        pytest.param(dict(sampler="heun", steps=3, spacing="log_snr"), marks=pytest.mark.slow),
         pytest.param(dict(sampler="ddim", eta=0.5), marks=pytest.mark.slow),
         pytest.param(dict(sampler="dpmpp_2m", steps=3), marks=pytest.mark.slow),
         pytest.param(dict(sampler="sde_dpmpp_2m"), marks=pytest.mark.slow),

@@ -92,6 +92,7 @@ def test_training_shows_small_images_with_noise_of_all_levels(tmp_path, max_nois
         np.testing.assert_allclose(noise, 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_network_sees_the_small_image_and_noise_that_belongs_to_the_sample(upsampler):
     """One of its size and a larger one of which it is the small version come to the same."""
     trained, mesh = load(upsampler), parallel.make_mesh()
@@ -153,6 +154,7 @@ def drawn(run, out, **changes):
     return np.load(path)["arr_0"].astype(int)
 
 
+@pytest.mark.slow
 def test_a_cascade_from_the_command(base, upsampler, tmp_path):
     small = drawn(base, tmp_path / "small")
     large = drawn(base, tmp_path / "large", upsample=upsampler)
