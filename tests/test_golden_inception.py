@@ -102,7 +102,7 @@ def check_frechet(feature, rule, n, expected):
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", [pytest.param(case, id=key) for key, case in results("kid")])
 def test_kernel_distance_over_the_full_sets(case):
     feature, rule, n, expected = case

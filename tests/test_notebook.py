@@ -34,6 +34,7 @@ def test_it_runs():
     for cell in notebook.cells:
         cell.source = re.sub(r"\bsteps=20\b", "steps=4", cell.source)
         cell.source = cell.source.replace("train.steps=200", "train.steps=20 " + FEWER).replace("every=200", "every=20")
+        cell.source = cell.source.replace("--count=20", "--count=4")
     nbclient.NotebookClient(
         notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     ).execute()
