@@ -92,6 +92,15 @@ def finish(running) -> list[str]:
     return [printed for _, printed in ended]
 
 
+def check_noticed(status: int, printed: str) -> None:
+    """Checks that process 0 noticed that the other was killed: it ended and said so.
+
+    Where it waits for the other inside of a library, JAX's coordinator misses a heartbeat and ends it in its words.
+    """
+    assert status in (1, -signal.SIGABRT), printed
+    assert "process 0 of 2 cannot reach the others" in printed or "another task died" in printed
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     return tmp_path_factory.mktemp("processes")
@@ -152,17 +161,20 @@ def test_a_signal_or_the_end_of_one_process_stops_the_sampling_of_both_and_nothi
         running[1].popen.kill()
         status, printed = running[0].end()
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
-    # Where it waits for the other inside of a library, JAX's coordinator misses a heartbeat and ends it in its words.
-    assert status in (1, -signal.SIGABRT)
-    assert "process 0 of 2 cannot reach the others" in printed or "another task died" in printed
+    check_noticed(status, printed)
+
+
+def endless(workspace):
+    """A config of a training that only a signal ends, and of whose state no process has the whole."""
+    never = 100_000
+    return tiny.config(
+        workspace, train__steps=never, train__checkpoint_every=never, sample__every_steps=never, train__shard="all"
+    )
 
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_and_a_signal_to_one_saves_both(workspace, together):
-    run = shutil.copytree(together, workspace / "stopped")
-    endless = dict(train__steps=100_000, train__checkpoint_every=100_000, sample__every_steps=100_000)
-    endless |= dict(train__shard="all")  # so that no process has the whole state that is saved
-    config = tiny.config(workspace, **endless)
+    run, config = shutil.copytree(together, workspace / "stopped"), endless(workspace)
     with started_together(command(config, run), workspace / "logs") as running:
         running[0].wait_until(lambda: read_scalars(run)[-1]["step"] >= 10)
         running[1].popen.send_signal(signal.SIGTERM)
@@ -175,3 +187,12 @@ def test_a_run_of_two_processes_goes_on_and_a_signal_to_one_saves_both(workspace
         stopped = checkpoints.steps()[-1]
         assert stopped >= 10
         checkpoints.restore(stopped, build.make_training(config, parallel.make_mesh()).abstract_state)
+
+
+@pytest.mark.long
+def test_the_end_of_one_process_ends_the_training_of_the_other(workspace, together):
+    run = shutil.copytree(together, workspace / "killed")
+    with started_together(command(endless(workspace), run), workspace / "logs") as running:
+        running[0].wait_until(lambda: read_scalars(run)[-1]["step"] >= 10)
+        running[1].popen.kill()
+        check_noticed(*running[0].end())

@@ -45,17 +45,20 @@ def test_ctrl_c_where_nothing_is_to_be_finished_ends_the_process_though_threads_
     assert printed == "error: interrupted\n"
 
 
-@pytest.mark.slow
-def test_a_stopped_training_goes_on_where_it_stopped(tmp_path):
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), pytest.param(signal.SIGINT, marks=pytest.mark.long)],
+)
+def test_a_stopped_training_goes_on_where_it_stopped(tmp_path, number):
     never = 100_000
     config = tiny.config(tmp_path, log__every_steps=10, train__steps=never)
     config.train.checkpoint_every = config.sample.every_steps = config.eval.every_steps = never
     command = tiny.command(config, tmp_path / "run")
     with started(command, tmp_path / "log") as training:
         training.wait_until(lambda: read_scalars(tmp_path / "run"))
-        training.popen.send_signal(signal.SIGTERM)
+        training.popen.send_signal(number)
         status, printed = training.end()
-    assert status == 128 + signal.SIGTERM, printed
+    assert status == 128 + number, printed
     stopped = int(re.search(r"stopped at step (\d+)", printed)[1])
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         assert checkpoints.steps() == [stopped]
