@@ -36,6 +36,9 @@ def guided(
     their w is scale - 1), with a weaker model's it is autoguidance (Karras et al. 2024, arXiv 2406.02507). The
     variance is the denoiser's own.
 
+    A large scale multiplies rounding. eps is extrapolated and x_0 follows from it, so that both have the same share of
+    it, which a step hardly sees.
+
     Args:
         denoise: the denoiser.
         guide: what to move away from.
@@ -50,8 +53,9 @@ def guided(
     """
 
     def extrapolate(x_t: Image, level: Level, cond: Cond) -> Prediction:
-        ours, other = denoise(x_t, level, cond), guide(x_t, level, cond)
-        x_0, eps = (theirs + scale * (own - theirs) for own, theirs in ((ours.x_0, other.x_0), (ours.eps, other.eps)))
+        ours, theirs = denoise(x_t, level, cond), guide(x_t, level, cond)
+        eps = theirs.eps + scale * (ours.eps - theirs.eps)
+        x_0 = x0_from_eps(level, eps, x_t)
         if rescale:
             deviation = ours.x_0.std(axis=(1, 2, 3), keepdims=True) / x_0.std(axis=(1, 2, 3), keepdims=True)
             x_0 = x_0 * (rescale * deviation + 1 - rescale)
