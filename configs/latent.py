@@ -3,7 +3,7 @@ r"""Diffusion in the latents of an autoencoder: Food-101 at 64x64 for two CPU co
     python run_train.py --config=configs/latent.py --config.codec.path=runs/autoencoder \
         --config.data.source=archive --config.data.path=food-101.tar.gz --workdir=runs/latent
 
-The autoencoder is one of autoencoder.py: :kl for cpu64, else of the same variant. Measured beside pixels for equal
+The autoencoder is one of autoencoder.py: :kl for cpu64, :taesd for taef2, else of the same variant. Measured beside pixels for equal
 minutes, with an own autoencoder and a published one: docs/latent.md.
 """
 
@@ -17,12 +17,13 @@ def get_config(variant: str = "cpu64") -> ConfigDict:
     """Returns the config; sections that are not here are those of food101_cheap.py.
 
     Args:
-        variant: "cpu64", "taesd", "sd", "gpu128" or "gpu256", given after a colon: --config=configs/latent.py:gpu256.
+        variant: "cpu64", "taesd", "taef2" (taesd with the latents of FLUX.2), "sd", "gpu128" or "gpu256", given after a
+            colon: --config=configs/latent.py:gpu256.
     """
-    variants = {"cpu64": _cpu64, "taesd": _cpu64, "sd": _cpu64, "gpu128": _gpu, "gpu256": _gpu}
+    variants = {"cpu64": _cpu64, "taesd": _cpu64, "taef2": _taef2, "sd": _cpu64, "gpu128": _gpu, "gpu256": _gpu}
     if variant not in variants:
         raise ValueError(f"latent takes the variant {', '.join(variants)}, got {variant!r}")
-    of_images = autoencoder.get_config("kl" if variant == "cpu64" else variant)
+    of_images = autoencoder.get_config({"cpu64": "kl", "taef2": "taesd"}.get(variant, variant))
     config = food101_cheap.get_config()
     config.data.image_size = of_images.data.image_size
     config.codec = ConfigDict()
@@ -34,6 +35,14 @@ def get_config(variant: str = "cpu64") -> ConfigDict:
 
 def _cpu64(config: ConfigDict) -> None:
     config.model.patch_size = 1  # 16x16x12 latents: the transformer has 8x8 positions, as that of the pixels has
+
+
+def _taef2(config: ConfigDict) -> None:
+    """8x8x32 latents, so the transformer has 4x4 positions."""
+    _cpu64(config)
+    config.codec.model.latent_channels = 32
+    config.codec.model.pools = True
+    config.sample.guidance = 1.5  # with 3 colours are too strong
 
 
 def _gpu(config: ConfigDict) -> None:

@@ -78,6 +78,7 @@ def test_attention_is_where_it_is_asked_for_and_in_the_middle():
     assert attending() == middle | levels
 
 
+@pytest.mark.slow
 def test_dropout_follows_its_key_and_nothing_else():
     network = make_network(Autoencoder, **(KL | dict(dropout=0.5)))
     params, run, x = network.init(jax.random.key(0)), both(network), images(1, 8, 8, 3)
@@ -95,6 +96,7 @@ def test_without_dropout_a_key_changes_nothing(kl):
         np.testing.assert_allclose(with_key, without, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_low_precision_is_close_and_float32_outside(kl):
     network, params = kl
     low = make_network(Autoencoder, **KL, dtype=jnp.bfloat16)

@@ -49,7 +49,10 @@ def tilted_log_prob(x_t, level, cond, s=0.5, b=2.0):
     return (b * mean).sum(axis=(1, 2, 3))
 
 
-@pytest.mark.parametrize("sampler", [ancestral, ddim, dpmpp_2m, sde_dpmpp_2m, heun])
+@pytest.mark.parametrize(
+    "sampler",
+    [ancestral, dpmpp_2m, heun, *(pytest.param(rarer, marks=pytest.mark.slow) for rarer in (ddim, sde_dpmpp_2m))],
+)
 def test_an_exact_classifier_moves_a_gaussian_by_its_slope_times_the_variance(sampler):
     """N(0, s^2) times exp(b x) is N(b s^2, s^2): samplers with the exact gradient draw from it.
 

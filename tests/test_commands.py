@@ -67,7 +67,7 @@ def test_a_run_leaves_every_file_that_later_stages_read(trained):
     assert meta["config"]["diffusion"]["timesteps"] == 4
 
 
-@pytest.mark.parametrize("stops", [(3,), pytest.param((1, 2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stops", [(3,), pytest.param((1, 2), marks=pytest.mark.long)])
 def test_stopping_and_resuming_changes_nothing(workspace, trained, tmp_path, stops):
     """Amid the steps between two records, after a step without a checkpoint of its own, and after one with."""
     run = tmp_path / "run"
@@ -176,6 +176,7 @@ def test_sampling_writes_a_grid_the_pixels_and_single_files(trained, tmp_path):
     assert Image.open(tmp_path / f"{stem}.png").size[0] > 128
 
 
+@pytest.mark.slow
 def test_other_samples_never_take_the_place_of_earlier_ones(trained, tmp_path):
     for classes in (("3",), ("1",), ("3",)):
         draw(trained, out=tmp_path, classes=classes)

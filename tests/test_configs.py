@@ -49,7 +49,7 @@ def test_init_step_and_sample_fit_together(name):
         ("autoencoder", "vq"),
         ("autoencoder", "adversarial"),
         ("latent", "sd"),
-        ("latent", "taesd"),
+        ("latent", "taef2"),
         ("latent", "gpu256"),
         ("superres", "32"),
     ],

@@ -80,17 +80,17 @@ def order(painter, query):
     return read_order(parse_qsl(query, keep_blank_values=True), painter.menu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "settings"),
     [
         ("dish=pizza&dish=donuts&number=3", dict(classes=["pizza", "donuts"], per_class=3)),
         ("dish=pizza&number=1&guidance=1&steps=3", dict(classes=["pizza"], guidance=1.0, steps=3)),
-        pytest.param(
+        (
             "dish=gyoza&seed=7&sampler=dpmpp_2m&guidance=3.5",
             dict(classes=["gyoza"], per_class=2, seed=7, sampler="dpmpp_2m", guidance=3.5),
-            marks=pytest.mark.slow,
         ),
-        pytest.param("dish=*&sampler=ddim", dict(sampler="ddim"), marks=pytest.mark.slow),
+        ("dish=*&sampler=ddim", dict(sampler="ddim")),
     ],
 )  # fmt: skip
 def test_images_are_those_of_the_api(client, painter, query, settings):

@@ -95,8 +95,8 @@ def test_a_folder_and_an_npz_of_the_same_pixels_agree():
     ("change", "message"),
     [
         (["--resize", "half_pixel"], "resize"),
-        (["--features", "192"], "lacks"),
-        (["--metrics", "kd"], "only fd"),
+        pytest.param(["--features", "192"], "lacks", marks=pytest.mark.slow),
+        pytest.param(["--metrics", "kd"], "only fd", marks=pytest.mark.slow),
     ],
 )
 def test_statistics_made_in_another_way_are_refused(capsys, change, message):

@@ -96,8 +96,9 @@ def whole_state(run, workspace):
         return checkpoints.restore(4, training.abstract_state)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("before", "after"), [pytest.param(2, 1, marks=pytest.mark.slow), pytest.param(1, 2, marks=pytest.mark.long)]
+)
 def test_a_run_goes_on_with_another_number_of_devices_at_another_path(
     workspace, tiny_run, tmp_path, monkeypatch, before, after
 ):

@@ -151,6 +151,7 @@ def test_links_and_devices_in_place_of_an_image_are_refused(tmp_path, kind):
         list(sources.archive(path).split("train").read())
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(st.text(max_size=300))
 def test_a_name_is_printable_and_no_path_or_refused(name):

@@ -102,7 +102,7 @@ def test_an_evaluation_keeps_finished_chunks_and_goes_on(workspace, tmp_path, mo
     assert len(list((workspace / "run" / "eval").iterdir())) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_amid_the_evaluation_of_a_training_saves_and_leaves_the_rest_for_the_resumed_run(
     workspace, tmp_path, monkeypatch
 ):

@@ -20,6 +20,8 @@ from fooddiff.runs.load import load_trained
 from tests import tiny
 from tests.openai_files import write_random_pt
 
+pytestmark = pytest.mark.slow  # all of them draw the levels of a whole model
+
 TIMESTEPS = 4
 
 

@@ -92,14 +92,15 @@ def test_dropped_labels_reach_the_null_row_alone(trained):
     assert not any(moved[y] for y in range(10) if y not in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         dict(),
         dict(sampler="dpmpp_2m", spacing="karras"),
-        pytest.param(dict(sampler="ddim", eta=0.5), marks=pytest.mark.slow),
-        pytest.param(dict(sampler="sde_dpmpp_2m", spacing="time"), marks=pytest.mark.slow),
-        pytest.param(dict(sampler="heun", eta=1.0), marks=pytest.mark.slow),
+        dict(sampler="ddim", eta=0.5),
+        dict(sampler="sde_dpmpp_2m", spacing="time"),
+        dict(sampler="heun", eta=1.0),
     ],
 )
 def test_every_sampler_draws_in_continuous_time(trained, changes):

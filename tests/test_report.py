@@ -196,6 +196,7 @@ def test_every_point_of_the_page_tells_where_it_comes_from(run):
         assert f"step_{step}_raw.json" in title
 
 
+@pytest.mark.slow
 def test_figures_of_a_page_share_no_ids(whole):
     _, html = whole
     ids = re.findall(r'\bid="([^"]+)"', html)
@@ -239,6 +240,7 @@ def test_what_a_file_says_is_shown_and_not_run(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;" in html
 
 
+@pytest.mark.slow
 def test_the_same_files_give_the_same_page(whole):
     run, page = whole
     assert page_of(run) == page
@@ -258,7 +260,7 @@ def test_a_page_says_what_is_missing(run, whole):
     assert all(said in page for said in missing.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_of_the_same_settings_have_none_that_differ(tmp_path):
     a, b = (make_run(tmp_path / name) for name in ("a", "b"))
     assert "all runs have the same config.json" in page_of(a, b)

@@ -54,6 +54,7 @@ def test_a_sample_does_not_depend_on_its_company(model, params):
     assert_same_pixels(whole[::-1], draw(model, params, ids[::-1], batch_size=9))
 
 
+@pytest.mark.slow
 def test_a_sample_does_not_depend_on_the_device_count(model, params):
     ids = sample_ids([3, 1], 2)
     assert_same_pixels(draw(model, params, ids, devices=1), draw(model, params, ids, devices=2))

@@ -42,7 +42,7 @@ def test_rows_are_the_image_the_noisy_one_and_the_prediction():
     assert captions(levels) == ["log SNR_-20.0", "log SNR_0.0", "log SNR_20.0"]
 
 
-@pytest.mark.parametrize("make", [continuous, tiny.config])
+@pytest.mark.parametrize("make", [pytest.param(continuous, marks=pytest.mark.slow), tiny.config])
 def test_levels_are_the_nearest_that_a_process_has(tmp_path, make):
     model = build.make_diffusion_model(make(tmp_path))
     one_step, names = build.make_one_step(model, parallel.make_mesh())

@@ -55,7 +55,9 @@ def gaussian(x_t, level, cond, m=0.3, s=0.4):
     return Prediction(x_0, eps_from_x0(level, x_0, x_t), None)
 
 
-@pytest.mark.parametrize("steps", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(DISCRETE, id="discrete"), pytest.param(CONTINUOUS, id="continuous", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "sampler",
     [ancestral, ddim, partial(ddim, eta=0.5), dpmpp_2m, sde_dpmpp_2m, heun],
@@ -70,6 +72,7 @@ def test_the_exact_model_of_a_gaussian_recovers_it(sampler, steps):
     np.testing.assert_allclose(x_0.std(), 0.4, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_heun_with_churn_recovers_the_gaussian():
     ids, key, shape = jnp.zeros((1, 2), jnp.int32), jax.random.key(0), (128, 128, 1)
     sampler = partial(heun, churn=MAX_CHURN, level_of=continuous.level_of)
@@ -246,6 +249,7 @@ def test_a_level_may_repeat(sampler):
     assert jnp.isfinite(x_0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [ancestral, partial(ddim, eta=0.5), dpmpp_2m, sde_dpmpp_2m, heun])
 def test_steps_may_be_taken_in_parts(sampler):
     """Looking at the images in between changes none of them."""

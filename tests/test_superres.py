@@ -182,6 +182,7 @@ def test_a_cascade_is_scored_at_the_size_of_its_images(base, upsampler, tmp_path
     assert above["weights_sha256"] == processes.sha256_of(load(upsampler).params)
 
 
+@pytest.mark.slow
 def test_models_that_do_not_fit_are_named(base, upsampler, tmp_path):
     above, below = load(upsampler), load(base)
     check_enlarges(above, below, tmp_path)
@@ -252,6 +253,7 @@ def test_a_run_draws_grids_of_training_images_enlarged_and_scores_itself(workspa
     assert "enlarges" in json.loads(record.read_text())["samples"]["made_by"]["recipe"]
 
 
+@pytest.mark.slow
 def test_the_bound_knows_the_small_image(upsampler, tmp_path):
     evaluator(["bpd", f"--workdir={upsampler}", "--count=10", f"--out={tmp_path / 'bpd.json'}"])
     assert np.isfinite(json.loads((tmp_path / "bpd.json").read_text())["bits_per_dim"])

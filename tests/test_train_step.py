@@ -272,7 +272,8 @@ def test_one_and_two_devices_agree(tmp_path):
     assert int((a.carried.losses > 0).sum()) == 8
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_convolutions_have_the_form_of_the_fast_kernels(tmp_path, accumulate):
     training = build.make_training(tiny.config(tmp_path, train__accumulate=accumulate), parallel.make_mesh())
     step = jit(training.step, donate_argnums=0, out_shardings=training.state_sharding)
