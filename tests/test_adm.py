@@ -76,6 +76,7 @@ def test_settings_change_the_layers_that_they_name():
     assert abstract_params(make_network(UNet, low_res=True, **ADM))["down.0.layers.0.kernel"].shape == (3, 3, 6, 32)
 
 
+@pytest.mark.slow
 def test_resampling_without_parameters_is_a_network_too(images):
     network = make_network(UNet, **(ADM | dict(resblock_updown=False, conv_resample=False)))
     assert xla.jit(network.apply)(random_params(network), images, T, Y).shape == (2, 8, 8, 6)
@@ -98,6 +99,7 @@ def test_the_attention_order_is_a_permutation_of_channels(images):
     assert jnp.abs(xla.jit(old.apply)(params, images, T, Y) - expected).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_low_res_is_seen_at_any_size(images):
     network = make_network(UNet, low_res=True, **ADM)
     params = random_params(network)
@@ -169,6 +171,7 @@ def test_examples_do_not_see_each_other(images, pool):
     assert jnp.abs(apply(params, images, T + 50) - logits).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_pooled_features_are_what_the_mean_pool_reads(images):
     network = make_network(Classifier, **CLASSIFIER, pool="adaptive")
     params = random_params(network)

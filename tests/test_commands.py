@@ -183,6 +183,7 @@ def test_other_samples_never_take_the_place_of_earlier_ones(trained, tmp_path):
     assert len(list(tmp_path.glob("*.npz"))) == 2
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_batch_size_or_the_other_classes(trained, tmp_path):
     draw(trained, out=tmp_path / "a", classes=(), batch_size=20)
     draw(trained, out=tmp_path / "b", classes=("3",), per_class=1, batch_size=2)
@@ -234,10 +235,8 @@ def test_dry_run_reports_and_touches_nothing(trained, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("free", "said"),
-    [(10, "is 0.00 GB, a step needs"), pytest.param(None, "is not known", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("free", "said"), [(10, "is 0.00 GB, a step needs"), (None, "is not known")])
 def test_dry_run_times_nothing_where_memory_may_not_do(tmp_path, capsys, monkeypatch, free, said):
     monkeypatch.setattr(dry_run, "_free_bytes", lambda mesh: free)
     dry_run.run(tiny.config(tmp_path))

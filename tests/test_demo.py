@@ -99,6 +99,7 @@ def test_images_are_those_of_the_api(client, painter, query, settings):
     assert about["captions"][0] == settings.get("classes", tiny_weights.DISHES)[0]
 
 
+@pytest.mark.slow
 def test_images_appear_while_they_are_denoised(client):
     events = events_of(client.get("/draw?dish=edamame&number=1&seed=11&steps=30").text)
     looks = [data for name, data in events if name == "look"]
@@ -119,12 +120,10 @@ def test_the_query_of_an_order_is_the_order(client, painter):
         assert order(painter, query_of(wanted, painter.menu)) == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "query",
-    [
-        pytest.param("dish=pizza&dish=baklava&number=2&seed=5&sampler=ddim&guidance=1.5", marks=pytest.mark.slow),
-        "dish=pizza&number=1&guidance=1&steps=3",
-    ],
+    ["dish=pizza&dish=baklava&number=2&seed=5&sampler=ddim&guidance=1.5", "dish=pizza&number=1&guidance=1&steps=3"],
 )
 def test_the_command_draws_the_same(client, query, tmp_path, monkeypatch):
     about, images = drawn(client, query)

@@ -87,7 +87,6 @@ def change_meta(checkpoint):
 
 
 DAMAGES = [flip_a_bit, garble_meta, cut_short, lose_an_average, empty, change_meta]
-DAMAGES[1:] = (pytest.param(damage, marks=pytest.mark.slow) for damage in DAMAGES[1:])
 
 
 def whole_state(run, workspace):
@@ -127,6 +126,7 @@ def test_a_run_goes_on_with_another_number_of_devices_at_another_path(
     assert np.quantile(np.concatenate(differences), 0.95) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(workspace, tiny_run, run, errors, damage):
     damage(run / "checkpoints" / "4")

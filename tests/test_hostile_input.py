@@ -202,6 +202,7 @@ VISIBLE = st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_ch
 NAMES = st.lists(st.text(VISIBLE, min_size=1, max_size=20), min_size=1, max_size=5, unique=True)
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(NAMES)
 def test_class_names_are_read_as_they_were_written(tmp_path_factory, names):
@@ -299,6 +300,7 @@ ARRAYS = hypothesis.extra.numpy.arrays(
 )
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(st.fixed_dictionaries({"mu": ARRAYS, "sigma": ARRAYS}, optional={"n": ARRAYS, "provenance": ARRAYS}))
 def test_any_arrays_are_statistics_or_refused_by_name(tmp_path_factory, arrays):
@@ -363,6 +365,7 @@ def test_messages_do_not_control_the_terminal(capsys):
     assert capsys.readouterr().err.endswith("error: first \\x1b[2J\\u202e line\nsecond line\n")
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(
     hypothesis.extra.numpy.arrays(np.uint8, st.tuples(*[st.integers(1, 5)] * 3, st.just(3))), st.booleans(), st.data()
@@ -377,6 +380,7 @@ def test_images_are_read_as_they_were_written(tmp_path_factory, pixels, packed, 
     np.testing.assert_array_equal(found.labels, labels)
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(
     st.dictionaries(
@@ -397,6 +401,7 @@ def test_state_dicts_are_read_as_they_were_written(tmp_path_factory, tensors):
 NUMBERS = st.dictionaries(st.text(string.ascii_lowercase + "/_", min_size=1), st.floats(width=32), max_size=4)
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(st.lists(NUMBERS.filter(lambda numbers: "step" not in numbers), max_size=5))
 def test_metrics_are_read_as_they_were_written(tmp_path_factory, records):
@@ -418,6 +423,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
 def test_a_damaged_config_is_named_and_left_alone(tmp_path_factory, content):
@@ -428,6 +434,7 @@ def test_a_damaged_config_is_named_and_left_alone(tmp_path_factory, content):
     assert (workdir / "config.json").read_bytes() == content
 
 
+@pytest.mark.slow
 @SETTINGS
 @hypothesis.given(st.integers(1, 6), st.integers(0, 2**32 - 1))
 def test_statistics_are_read_as_they_were_written(tmp_path_factory, dimension, seed):
@@ -478,6 +485,7 @@ def test_a_checkpoint_that_lies_about_its_model_is_refused(tmp_path, changes, me
         described(meta(tmp_path, **changes), tmp_path / "100")
 
 
+@pytest.mark.slow
 @hypothesis.settings(SETTINGS, max_examples=30)
 @hypothesis.given(JSON, st.sampled_from(["config", "model", "diffusion", "data", "ema", "class_names"]))
 def test_any_json_in_place_of_a_part_is_a_model_or_refused(tmp_path_factory, value, part):

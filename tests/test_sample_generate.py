@@ -72,6 +72,7 @@ def test_seed_class_and_index_matter(model, params):
     assert (samples != draw(model, params, ids, seed=1)).any()
 
 
+@pytest.mark.slow
 def test_fewer_steps_and_ddim(model, params):
     ids = sample_ids([3], 2)
     few = draw(model, params, ids, sampler="ddim", steps=2)
@@ -105,14 +106,15 @@ def test_unconditional(tmp_path):
     assert jnp.isfinite(params["conv_out.kernel"]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
         dict(),
-        pytest.param(dict(sampler="heun", steps=3, spacing="log_snr"), marks=pytest.mark.slow),
-        pytest.param(dict(sampler="ddim", eta=0.5), marks=pytest.mark.slow),
-        pytest.param(dict(sampler="dpmpp_2m", steps=3), marks=pytest.mark.slow),
-        pytest.param(dict(sampler="sde_dpmpp_2m"), marks=pytest.mark.slow),
+        dict(sampler="heun", steps=3, spacing="log_snr"),
+        dict(sampler="ddim", eta=0.5),
+        dict(sampler="dpmpp_2m", steps=3),
+        dict(sampler="sde_dpmpp_2m"),
     ],
 )
 def test_step_by_step_the_images_are_the_same(model, params, settings):
