@@ -3,8 +3,8 @@ r"""Diffusion in the latents of an autoencoder: Food-101 at 64x64 for two CPU co
     python run_train.py --config=configs/latent.py --config.codec.path=runs/autoencoder \
         --config.data.source=archive --config.data.path=food-101.tar.gz --workdir=runs/latent
 
-The autoencoder is one of autoencoder.py: :kl for cpu64, :taesd for taef2, else of the same variant. Measured beside pixels for equal
-minutes, with an own autoencoder and a published one: docs/latent.md.
+The autoencoder is one of autoencoder.py: :kl for cpu64, :taesd for taef2, else of the same variant. Measured beside
+pixels for equal minutes, with an own autoencoder and a published one: docs/latent.md.
 """
 
 from ml_collections import ConfigDict
