@@ -67,7 +67,9 @@ def test_a_run_leaves_every_file_that_later_stages_read(trained):
     assert meta["config"]["diffusion"]["timesteps"] == 4
 
 
-@pytest.mark.parametrize("stops", [(3,), pytest.param((1, 2), marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "stops", [pytest.param((3,), marks=pytest.mark.slow), pytest.param((1, 2), marks=pytest.mark.long)]
+)
 def test_stopping_and_resuming_changes_nothing(workspace, trained, tmp_path, stops):
     """Amid the steps between two records, after a step without a checkpoint of its own, and after one with."""
     run = tmp_path / "run"

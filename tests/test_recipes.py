@@ -123,6 +123,7 @@ def test_guidance_moves_samples_where_labels_matter_and_only_there(trained):
     np.testing.assert_array_equal(plain, nowhere)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -192,6 +193,7 @@ def workdir(trained, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_python_api_draws_what_the_compiled_sampler_draws(trained, workdir):
     model = fooddiff.load(workdir, weights="raw")
     assert model.class_names == tuple("0123456789")
@@ -202,6 +204,7 @@ def test_the_python_api_draws_what_the_compiled_sampler_draws(trained, workdir):
         model.sample(per_class=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flags", "off"), [([], 0), (["--half"], 1)])
 def test_an_exported_file_is_a_model(workdir, tmp_path, flags, off):
     file = tmp_path / "model.safetensors"
@@ -261,6 +264,7 @@ def test_another_model_is_a_guide(workdir, tmp_path):
     assert len(model._compiled) == 3  # the guide's weights are an argument of the program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("difference", "message"),
     [
@@ -277,12 +281,14 @@ def test_what_cannot_be_a_guide_is_named(workdir, tmp_path, difference, message)
         model.sample(guidance=3.0, guide=guide)
 
 
+@pytest.mark.slow
 def test_a_guide_needs_a_scale(workdir):
     model = fooddiff.load(workdir, weights="raw")
     with pytest.raises(ValueError, match="a guide is given, but guidance is 1, which is off"):
         model.sample(guidance=1.0, guide=model)
 
 
+@pytest.mark.slow
 def test_a_file_of_a_later_format_is_refused(workdir, tmp_path):
     file = tmp_path / "later.safetensors"
     about = {"config": {}, "class_names": [], "step": 1, "weights": "raw", "images_seen": 1, "format": 99}

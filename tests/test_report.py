@@ -228,6 +228,7 @@ def test_the_page_needs_no_other_file_and_describes_its_figures(whole):
     assert all(image["aria-label"].endswith(".") for image in drawings)
 
 
+@pytest.mark.slow
 def test_what_a_file_says_is_shown_and_not_run(tmp_path):
     name = "<script>alert(1)<"
     run = make_run(tmp_path / "x")
