@@ -13,12 +13,10 @@ from fooddiff.commands import train
 from fooddiff.model.network import abstract_params
 
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
-QUICK = ("digits",)  # the others take longer
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in NAMES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_init_step_and_sample_fit_together(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     mesh = parallel.make_mesh()

@@ -110,6 +110,7 @@ def test_images_appear_while_they_are_denoised(client):
     assert (pixels(shown[0]["images"][0]) != pixels(shown[-1]["images"][0])).any()
 
 
+@pytest.mark.slow
 def test_the_query_of_an_order_is_the_order(client, painter):
     about, images = drawn(client, "seed=3&dish=donuts&dish=pizza&mix=gyoza&share=35&guidance=1.3&number=2")
     same, again = drawn(client, about["query"])
@@ -138,6 +139,7 @@ def test_the_command_draws_the_same(client, query, tmp_path, monkeypatch):
     assert_same_pixels(by_page["arr_0"], by_command["arr_0"])
 
 
+@pytest.mark.slow
 def test_a_drawing_is_had_as_a_grid(client, tmp_path):
     query = "dish=pizza&dish=ice_cream&number=2&mix=gyoza&share=30"
     _, images = drawn(client, query)
@@ -152,6 +154,7 @@ def test_a_drawing_is_had_as_a_grid(client, tmp_path):
     assert "draw it again" in missing.text
 
 
+@pytest.mark.slow
 def test_a_mix_lies_between_two_dishes_and_keeps_the_noise(client, painter):
     query = "dish=pizza&number=1&mix=donuts"
     pure, none, half, whole = (
@@ -221,6 +224,7 @@ def test_batches_cover_all_images_with_few_sizes(n, devices):
     assert n <= sum(parts[-1]) < n + devices
 
 
+@pytest.mark.slow
 def test_numbers_alone_need_no_new_program(painter):
     steppers = {
         painter._stepper(order(painter, query).spec)

@@ -219,6 +219,7 @@ class Links(HTMLParser):
             self.images.append(attributes)
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_other_file_and_describes_its_figures(whole):
     links = Links()
     links.feed(whole[1])
@@ -247,6 +248,7 @@ def test_the_same_files_give_the_same_page(whole):
     assert page_of(run) == page
 
 
+@pytest.mark.slow
 def test_a_page_says_what_is_missing(run, whole):
     missing = {
         "eval": "No run was evaluated",

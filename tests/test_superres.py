@@ -199,6 +199,7 @@ def test_models_that_do_not_fit_are_named(base, upsampler, tmp_path):
     check_enlarges(above._replace(model=above.model._replace(num_classes=None)), without_classes, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_draws_nothing_by_itself_is_refused(base, upsampler, tmp_path):
     for call in (
         lambda: drawn(upsampler, tmp_path),
