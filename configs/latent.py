@@ -20,16 +20,20 @@ def get_config(variant: str = "cpu64") -> ConfigDict:
         variant: "cpu64", "taesd", "taef2" (taesd with the latents of FLUX.2), "sd", "gpu128" or "gpu256", given after a
             colon: --config=configs/latent.py:gpu256.
     """
-    variants = {"cpu64": _cpu64, "taesd": _cpu64, "taef2": _taef2, "sd": _cpu64, "gpu128": _gpu, "gpu256": _gpu}
+    variants = {  # of autoencoder.py, and what changes here
+        "cpu64": ("kl", _cpu64), "taesd": ("taesd", _cpu64), "taef2": ("taesd", _taef2), "sd": ("sd", _cpu64),
+        "gpu128": ("gpu128", _gpu), "gpu256": ("gpu256", _gpu),
+    }  # fmt: skip
     if variant not in variants:
         raise ValueError(f"latent takes the variant {', '.join(variants)}, got {variant!r}")
-    of_images = autoencoder.get_config({"cpu64": "kl", "taef2": "taesd"}.get(variant, variant))
+    autoencoders, change = variants[variant]
+    of_images = autoencoder.get_config(autoencoders)
     config = food101_cheap.get_config()
     config.data.image_size = of_images.data.image_size
     config.codec = ConfigDict()
     config.codec.path = placeholder(str)  # its workdir or exported file; read when a run begins, which keeps a copy
     config.codec.model = of_images.model  # what it must be
-    variants[variant](config)
+    change(config)
     return config
 
 

@@ -422,7 +422,7 @@ def test_a_model_without_classes_is_imported(unconditional):
     assert_equal_params(load(run).params, params)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_model_without_classes_is_trained_on_any_data(workspace, unconditional):
     run = shutil.copytree(unconditional[0], workspace / "uncond_continued")
     train.run(tiny.config(workspace, model__num_classes=None, train__steps=1), run)

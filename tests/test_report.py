@@ -263,7 +263,7 @@ def test_a_page_says_what_is_missing(run, whole):
     assert all(said in page for said in missing.values())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_runs_of_the_same_settings_have_none_that_differ(tmp_path):
     a, b = (make_run(tmp_path / name) for name in ("a", "b"))
     assert "all runs have the same config.json" in page_of(a, b)

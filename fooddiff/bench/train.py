@@ -24,9 +24,13 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
 
     Returns:
         The numbers by name.
+
+    Raises:
+        ValueError: the peer does not learn with this optimizer; said before anything is compiled.
     """
     mesh = parallel.make_mesh()
     training = build.make_training(config, mesh)
+    asked = None if peer is None else _peer_settings(config, training.abstract_state)
     key = keys.root(config.seed, training.replicated)
     batch = random_batch(config, training)
     state = build.first_state(training, key, {})
@@ -47,7 +51,7 @@ def run(config: ConfigDict, *, repetitions: int, peer: Peer | None) -> dict[str,
     with ExitStack() as stack:
         tasks = {"ours": ours, "matmul": peak}
         if peer is not None:
-            tasks["peer"] = stack.enter_context(started(peer, _peer_settings(config, state)))
+            tasks["peer"] = stack.enter_context(started(peer, asked))
         seconds = interleaved(tasks, repetitions)
     numbers = of_program(program, seconds["ours"], config.train.batch_size, mesh.size)
     rates = [peak_flops / each * mesh.size for each in seconds["matmul"]]
