@@ -138,6 +138,49 @@ def test_parts_of_the_loss_stand_in_the_order_of_noise(run):
     ]  # fmt: skip
 
 
+def test_curves_are_drawn_over_steps_images_or_hours(run):
+    read = read_run(run, "run")
+    expected = {
+        "steps": ("step", 200),
+        "images": ("images trained on", 6400),
+        "hours": ("hours of training", 6400 / 60 / 3600),
+    }
+    for name, (label, end) in expected.items():
+        drawing = figures.loss([read], figures.AXES[name], scale="linear")
+        axes = drawing.figure.axes[0]
+        assert axes.get_xlabel() == label
+        np.testing.assert_allclose(axes.lines[0].get_xdata()[-1], end)
+        assert drawing.alt.startswith(f"Training loss over {name}: ")
+
+
+def test_hours_add_up_at_the_speed_of_every_window(run):
+    speeds = [{"step": 10, "perf/images_per_second": 32.0}, {"step": 30, "perf/images_per_second": 64.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in speeds))
+    hours = read_run(run, "run").hours_at(np.array([0, 5, 10, 20, 30]))
+    np.testing.assert_allclose(hours * 3600, [0, 5, 10, 15, 20])
+
+
+def test_a_run_whose_speed_is_not_known_is_not_drawn_over_hours(run, capsys):
+    (run / "metrics.jsonl").unlink()
+    assert "metrics.jsonl does not tell the speed of every step" in refused(capsys, run, "--over", "hours")
+    (run / "config.json").write_text("{}")
+    assert "config.json has no number train.batch_size" in refused(capsys, run, "--over", "images")
+
+
+def test_class_agreement_is_drawn_beside_that_of_real_images(run):
+    for step in (100, 200):
+        record = agreement()
+        record["samples"]["made_by"]["step"] = step
+        (run / "eval" / f"agreement_{step}.json").write_text(json.dumps(record))
+    ((conditions, (share, distance)),) = make_report([read_run(run, "run")], []).judged.items()
+    assert conditions.startswith("classifier abcdef01, n = 303, ancestral, 20 steps")
+    floor, shares = share.linear.figure.axes[0].lines
+    assert (list(shares.get_xdata()), list(shares.get_ydata())) == ([100, 200], [0.125, 0.125])
+    assert list(floor.get_ydata()) == [0.375, 0.375]
+    (distances,) = distance.linear.figure.axes[0].lines
+    assert list(distances.get_ydata()) == [1.523, 1.523]
+
+
 @pytest.mark.slow
 def test_the_newest_predictions_in_one_step_are_shown(whole):
     run, page = whole

@@ -21,6 +21,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the page to write; report.html in the only workdir if not given")
     parser.add_argument("--figures", metavar="DIR", type=Path, help="write every figure as SVG and PNG, too")
     parser.add_argument(
+        "--over", choices=figures.AXES, default="steps",
+        help="what curves are drawn over; hours are those of training alone (default: steps)",
+    )  # fmt: skip
+    parser.add_argument(
         "--floor", metavar="RECORD.json", action="append", type=Path, default=[],
         help="a record of `python -m fooddiff.eval images REAL REFERENCE`: what real images score; may be repeated",
     )  # fmt: skip
@@ -34,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _write(flags: argparse.Namespace) -> None:
     names = _names(flags.workdirs)
     runs = [read_run(workdir, name) for workdir, name in zip(flags.workdirs, names, strict=True)]
-    report = make_report(runs, [floor for path in flags.floor for floor in read_floors(path)])
+    floors = [floor for path in flags.floor for floor in read_floors(path)]
+    report = make_report(runs, floors, figures.AXES[flags.over])
     out = flags.out or flags.workdirs[0] / "report.html"
     write_atomically(out, render(report).encode())
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)")

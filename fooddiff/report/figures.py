@@ -6,18 +6,27 @@ readers.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 from fooddiff.files.atomic import atomic_path
 from fooddiff.report.curves import smooth, thin
-from fooddiff.report.runs import Conditions, Distance, Floor, Run
+from fooddiff.report.runs import Agreement, Conditions, Distance, Floor, Run
 
 LARGER_IS_BETTER = ("PSNR", "SSIM", "Precision", "Recall", "IS")  # how the names of such metrics begin
 COLOURS = ("#2f7fc1", "#d9730d", "#1a9e6c", "#b2559b", "#9a8500", "#7a6ff0")
@@ -45,6 +54,24 @@ STYLE = {
     "svg.hashsalt": "fooddiff",  # the same data give the same file
 }
 SCALES = ("log", "linear")
+
+
+class Axis(NamedTuple):
+    """What curves are drawn over."""
+
+    name: str
+    label: str
+    of: Callable[[Run, np.ndarray], np.ndarray]  # steps of a run -> where they lie
+
+
+AXES = {
+    axis.name: axis
+    for axis in (
+        Axis("steps", "step", lambda run, steps: steps),
+        Axis("images", "images trained on", Run.images_at),
+        Axis("hours", "hours of training", Run.hours_at),
+    )
+}
 
 
 class Style(NamedTuple):
@@ -87,36 +114,39 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
     return found
 
 
-def loss(runs: Sequence[Run], *, scale: str) -> Drawing | None:
-    """The training loss over steps, as recorded and smoothed; None if no run has one."""
+def loss(runs: Sequence[Run], axis: Axis, *, scale: str) -> Drawing | None:
+    """The training loss, as recorded and smoothed; None if no run has one."""
 
     def draw(axes: Axes) -> bool:
-        return _curves(axes, runs, "train/loss")
+        return _curves(axes, runs, axis, "train/loss")
 
     last = [
         f"{run.name} ends at {smooth(curve).values[-1]:.3g}"
         for run in runs
         if len((curve := run.curve("train/loss")).steps)
     ]
-    return _figure(f"loss_{scale}", draw, "training loss", scale, f"Training loss over steps: {'; '.join(last)}.")
+    alt = f"Training loss over {axis.name}: {'; '.join(last)}."
+    return _figure(f"loss_{scale}", draw, axis, "training loss", scale, alt)
 
 
-def curve(runs: Sequence[Run], column: str, label: str, *, name: str, scale: str) -> Drawing | None:
-    """A number of metrics.jsonl over steps; None if no run has it."""
+def curve(runs: Sequence[Run], axis: Axis, column: str, label: str, *, name: str, scale: str) -> Drawing | None:
+    """A number of metrics.jsonl; None if no run has it."""
 
     def draw(axes: Axes) -> bool:
-        return _curves(axes, runs, column)
+        return _curves(axes, runs, axis, column)
 
-    return _figure(f"{name}_{scale}", draw, label, scale, f"{label[0].upper()}{label[1:]}, over steps.")
+    return _figure(f"{name}_{scale}", draw, axis, label, scale, f"{label[0].upper()}{label[1:]}, over {axis.name}.")
 
 
 def distance(
-    runs: Sequence[Run], conditions: Conditions, weights: str, floors: Sequence[Floor], *, name: str, scale: str
-) -> Drawing | None:
-    """A distance over steps for one kind of weights, with error bars, floors and the best step of each run.
+    runs: Sequence[Run], axis: Axis, conditions: Conditions, weights: str, floors: Sequence[Floor], *, name: str,
+    scale: str,
+) -> Drawing | None:  # fmt: skip
+    """A distance for one kind of weights, with error bars, floors and the best step of each run.
 
     Args:
         runs: runs; those without such a distance are left out.
+        axis: what it is drawn over.
         conditions: which distances.
         weights: "raw", "ema_<rate>" or "power_<length>".
         floors: those that belong to the conditions.
@@ -135,15 +165,22 @@ def distance(
             if not points:
                 continue
             colour, dash, marker = look[run.name]
-            steps, values = [p.step for p in points], [p.value for p in points]
+            at, values = axis.of(run, np.array([p.step for p in points])), [p.value for p in points]
             bars = [p.error or 0.0 for p in points]
-            axes.errorbar(steps, values, bars, fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7)
+            axes.errorbar(at, values, bars, fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7)
             axes.plot(
-                steps, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=run.name,
+                at, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=run.name,
                 gid=f"points-{index}",
             )  # fmt: skip
             best = best_of(points)
-            axes.plot(best.step, best.value, marker, markersize=10, markerfacecolor="none", markeredgecolor=colour)
+            axes.plot(
+                at[points.index(best)],
+                best.value,
+                marker,
+                markersize=10,
+                markerfacecolor="none",
+                markeredgecolor=colour,
+            )
             titles[f"points-{index}"] = [provenance(run, p) for p in points]
             told.append(f"{run.name} is best at step {best.step:,} with {best.value:.3g}")
         for floor in floors:
@@ -151,10 +188,42 @@ def distance(
         return bool(titles)
 
     label = f"{conditions.metric.split('[')[0]}, {weights} weights"
-    drawing = _figure(name, draw, label, scale, "")
+    drawing = _figure(f"{name}_{scale}", draw, axis, label, scale, "")
     if drawing is None:
         return None
-    return Drawing(name, drawing.figure, f"{conditions}, {weights} weights, over steps: {'; '.join(told)}.", titles)
+    alt = f"{conditions}, {weights} weights, over {axis.name}: {'; '.join(told)}."
+    return replace(drawing, alt=alt, titles=titles)
+
+
+def agreement(runs: Sequence[Run], axis: Axis, shown: Agreement, *, name: str, scale: str) -> Drawing:
+    """How often a classifier's first choice is the class that a sample was drawn for; dotted: the same of real images.
+
+    Args:
+        runs: runs; those without such a number are left out.
+        axis: what it is drawn over.
+        shown: one of the numbers; the others are those that were measured as it was.
+        name: of the drawing's files.
+        scale: "log" or "linear".
+    """
+
+    def draw(axes: Axes) -> bool:
+        axes.axhline(shown.of_real_images["top1"], color=INK, linewidth=1, linestyle=":", label="real images")
+        return _judged(axes, runs, axis, shown, lambda found: found.of_samples["top1"])
+
+    alt = f"Class agreement, {shown.conditions}, over {axis.name}."
+    drawing = _figure(f"{name}_{scale}", draw, axis, f"class agrees, {shown.weights} weights", scale, alt)
+    drawing.figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    return drawing
+
+
+def judged_distance(runs: Sequence[Run], axis: Axis, shown: Agreement, *, name: str, scale: str) -> Drawing | None:
+    """The Fréchet distance in that classifier's features, arguments as for `agreement`; None if no record has it."""
+
+    def draw(axes: Axes) -> bool:
+        return _judged(axes, runs, axis, shown, lambda found: found.distance)
+
+    alt = f"Distance, {shown.conditions}, over {axis.name}."
+    return _figure(f"{name}_{scale}", draw, axis, f"classifier's distance, {shown.weights} weights", scale, alt)
 
 
 def best_of(points: Sequence[Distance]) -> Distance:
@@ -186,22 +255,27 @@ def save(drawing: Drawing, folder: Path) -> None:
                 drawing.figure.savefig(temporary, format=suffix, facecolor="white", **options)
 
 
-def _figure(name: str, draw: Callable[[Axes], bool], label: str, scale: str, alt: str) -> Drawing | None:
+def _figure(name: str, draw: Callable[[Axes], bool], axis: Axis, label: str, scale: str, alt: str) -> Drawing | None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
         if not draw(axes):
             return None
-        axes.set_xlabel("step")
+        axes.set_xlabel(axis.label)
         axes.set_ylabel(label)
         axes.set_yscale(scale)
         if scale == "log":
             _plain_ticks(axes)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
         columns = 1 if max(len(text) for text in axes.get_legend_handles_labels()[1]) > 22 else 2
         figure.legend(loc="outside lower center", ncols=columns)
     return Drawing(name, figure, alt)
+
+
+def _short(number: float, position: int) -> str:
+    """0.5, 200, 1.5k."""
+    return f"{number:g}" if abs(number) < 1000 else EngFormatter(sep="")(number)
 
 
 def _plain_ticks(axes: Axes) -> None:
@@ -213,13 +287,32 @@ def _plain_ticks(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _curves(axes: Axes, runs: Sequence[Run], name: str) -> bool:
+def _curves(axes: Axes, runs: Sequence[Run], axis: Axis, name: str) -> bool:
     drawn = False
     for run, style in zip(runs, styles(runs).values(), strict=True):
         curve = run.curve(name)
         if not len(curve.steps):
             continue
-        axes.plot(*thin(curve), color=style.colour, linewidth=0.8, alpha=0.45, gid="raw")
-        axes.plot(*thin(smooth(curve)), color=style.colour, linestyle=style.dash, label=run.name, gid="smooth")
+        raw, smoothed = thin(curve), thin(smooth(curve))
+        axes.plot(axis.of(run, raw.steps), raw.values, color=style.colour, linewidth=0.8, alpha=0.45, gid="raw")
+        axes.plot(
+            axis.of(run, smoothed.steps), smoothed.values, color=style.colour, linestyle=style.dash, label=run.name,
+            gid="smooth",
+        )  # fmt: skip
+        drawn = True
+    return drawn
+
+
+def _judged(
+    axes: Axes, runs: Sequence[Run], axis: Axis, shown: Agreement, of: Callable[[Agreement], float | None]
+) -> bool:
+    drawn = False
+    for run, (colour, dash, marker) in zip(runs, styles(runs).values(), strict=True):
+        found = [each for each in run.agreements if each.conditions == shown.conditions and of(each) is not None]
+        if not found:
+            continue
+        steps, values = zip(*sorted((each.step, of(each)) for each in found), strict=True)
+        at = axis.of(run, np.array(steps))
+        axes.plot(at, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=run.name)
         drawn = True
     return drawn

@@ -15,8 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from fooddiff.report import figures
-from fooddiff.report.figures import SCALES, Drawing
-from fooddiff.report.runs import Conditions, Distance, Floor, ReportError, Run
+from fooddiff.report.figures import AXES, SCALES, Axis, Drawing
+from fooddiff.report.runs import Agreement, Conditions, Distance, Floor, ReportError, Run
 from fooddiff.report.svg import inline
 from fooddiff.sample.grid import read_grid
 from fooddiff.settings import flatten
@@ -51,24 +51,28 @@ class Report(NamedTuple):
     parts: Sequence[Panel]  # of the loss, by level of noise
     colours: Sequence[Panel]  # how much mean colours spread, by weights
     comparisons: Sequence[Comparison]
+    judged: Mapping[str, Sequence[Panel]]  # class agreement and the judge's distance, by how they were measured
 
     def drawings(self) -> list[Drawing]:
         """Every figure, on each scale."""
         distances = [panel for comparison in self.comparisons for panel in comparison.panels.values()]
-        panels = [self.loss, *self.parts, *self.colours, *distances]
+        judged = [panel for panels in self.judged.values() for panel in panels]
+        panels = [self.loss, *self.parts, *self.colours, *distances, *judged]
         return [drawing for panel in panels if panel is not None for drawing in panel]
 
 
-def make_report(runs: Sequence[Run], floors: Sequence[Floor]) -> Report:
+def make_report(runs: Sequence[Run], floors: Sequence[Floor], axis: Axis = AXES["steps"]) -> Report:
     """Draws what the runs recorded.
 
     Args:
         runs: at least one, in the order of the page.
         floors: distances of real images; shown with the distances that were measured as they were.
+        axis: what curves are drawn over.
 
     Raises:
-        ReportError: a floor fits none of the runs' distances.
+        ReportError: a floor fits none of the runs' distances, or a run does not say where its steps lie on the axis.
     """
+    agreements = {found.conditions: found for run in runs for found in run.agreements}
     all_conditions = sorted({d.conditions for run in runs for d in run.distances}, key=str)
     for floor in floors:
         if not any(floor.belongs_to(conditions) for conditions in all_conditions):
@@ -78,13 +82,18 @@ def make_report(runs: Sequence[Run], floors: Sequence[Floor]) -> Report:
             )
     return Report(
         runs,
-        _panel(partial(figures.loss, runs)),
-        _panels(runs, LOSS_BY_TIMESTEP, "loss, quarter {} of t") + _panels(runs, LOSS_BY_LOG_SNR, "loss, log SNR {}"),
-        _panels(runs, COLOURS, "colour spread ratio, {}"),
+        _panel(partial(figures.loss, runs, axis)),
+        _panels(runs, axis, LOSS_BY_TIMESTEP, "loss, quarter {} of t")
+        + _panels(runs, axis, LOSS_BY_LOG_SNR, "loss, log SNR {}"),
+        _panels(runs, axis, COLOURS, "colour spread ratio, {}"),
         [
-            _comparison(runs, conditions, floors, f"distance_{i}")
+            _comparison(runs, axis, conditions, floors, f"distance_{i}")
             for i, conditions in enumerate(all_conditions, start=1)
         ],
+        {
+            conditions: _judged(runs, axis, agreements[conditions], i)
+            for i, conditions in enumerate(sorted(agreements), start=1)
+        },
     )
 
 
@@ -109,14 +118,14 @@ def render(report: Report) -> str:
     )
 
 
-def _panels(runs: Sequence[Run], column: re.Pattern, label: str) -> list[Panel]:
+def _panels(runs: Sequence[Run], axis: Axis, column: re.Pattern, label: str) -> list[Panel]:
     """A panel for each recorded number whose name fits; see `_order`."""
     names = sorted({name for run in runs for record in run.records for name in record})
     found = sorted(filter(None, map(column.fullmatch, names)), key=lambda match: _order(match[1]))
     panels = []
     for match in found:
         text, name = label.format(match[1].replace("_", " ")), match[0].removeprefix("train/").replace("/", "_")
-        panels.append(_panel(partial(figures.curve, runs, match[0], text, name=name)))
+        panels.append(_panel(partial(figures.curve, runs, axis, match[0], text, name=name)))
     return [panel for panel in panels if panel is not None]
 
 
@@ -132,22 +141,27 @@ def _panel(draw: Any) -> Panel | None:
     return None if log is None else Panel(log, linear)
 
 
-def _comparison(runs: Sequence[Run], conditions: Conditions, floors: Sequence[Floor], name: str) -> Comparison:
+def _comparison(
+    runs: Sequence[Run], axis: Axis, conditions: Conditions, floors: Sequence[Floor], name: str
+) -> Comparison:
     floors = [floor for floor in floors if floor.belongs_to(conditions)]
     kinds = sorted({d.weights for run in runs for d in run.distances if d.conditions == conditions})
     panels, rows = {}, []
     for kind in kinds:
-        panels[kind] = Panel(
-            *(
-                figures.distance(runs, conditions, kind, floors, name=f"{name}_{kind}_{scale}", scale=scale)
-                for scale in SCALES
-            )
-        )
+        panels[kind] = _panel(partial(figures.distance, runs, axis, conditions, kind, floors, name=f"{name}_{kind}"))
         for run in runs:
             points = figures.select(run, conditions, kind)
             best = figures.best_of(points) if points else None
             rows += [(run, point, point is best) for point in points]
     return Comparison(conditions, panels, floors, rows)
+
+
+def _judged(runs: Sequence[Run], axis: Axis, shown: Agreement, number: int) -> list[Panel]:
+    panels = [
+        _panel(partial(figures.agreement, runs, axis, shown, name=f"agreement_{number}")),
+        _panel(partial(figures.judged_distance, runs, axis, shown, name=f"judged_distance_{number}")),
+    ]
+    return [panel for panel in panels if panel is not None]
 
 
 def _differing(runs: Sequence[Run]) -> dict[str, list[Any]]:

@@ -100,6 +100,12 @@ class Agreement:
     distance: float | None  # Fréchet distance between both in the judge's features; older records have none
     path: Path
 
+    @property
+    def conditions(self) -> str:
+        """What two such numbers must have in common to be compared."""
+        by = f"classifier {self.judge}, n = {self.n:,}"
+        return f"{by}, {self.sampler}, {self.weights} weights, seed {self.seed}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -119,6 +125,33 @@ class Run:
         """A column of metrics.jsonl; numbers that were not finite are left out."""
         pairs = [(record["step"], record[name]) for record in self.records if record.get(name) is not None]
         return Curve(*np.array(sorted(pairs), np.float64).reshape(-1, 2).T)
+
+    def images_at(self, steps: np.ndarray) -> np.ndarray:
+        """How many images, repeated ones included, a run had been trained on after so many steps.
+
+        Raises:
+            ReportError: the config does not say how many a step takes.
+        """
+        try:
+            return steps * self.config["train.batch_size"]
+        except (KeyError, TypeError) as error:
+            raise ReportError(
+                f"{self.workdir / 'config.json'} has no number train.batch_size, so images cannot be counted"
+            ) from error
+
+    def hours_at(self, steps: np.ndarray) -> np.ndarray:
+        """How many hours training itself, without grids, scores and checkpoints, took to do so many steps.
+
+        Raises:
+            ReportError: metrics.jsonl does not tell the speed up to those steps.
+        """
+        ends, speeds = self.curve("perf/images_per_second")
+        if np.max(steps, initial=0) > np.max(ends, initial=0) or not (speeds > 0).all():
+            path = self.workdir / "metrics.jsonl"
+            raise ReportError(f"{path} does not tell the speed of every step, so the run cannot be drawn over hours")
+        ends = np.concatenate([[0.0], ends])
+        seconds = np.cumsum(np.concatenate([[0.0], self.images_at(np.diff(ends)) / speeds]))
+        return np.interp(steps, ends, seconds / 3600)
 
     @cached_property
     def steps(self) -> int:
