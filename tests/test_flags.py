@@ -1,11 +1,14 @@
 """Flags and config files as they are typed, and what is said of a typing error."""
 
+from pathlib import Path
+
 import pytest
 
 from fooddiff.commands import eval as eval_command
 from fooddiff.commands import flags, scripts
 from fooddiff.runs.load import class_ids, stored_weights
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -61,7 +64,9 @@ def test_unknown_flags_are_named_with_the_nearest(capsys, monkeypatch, argv, mes
         (["images", "a", "b", "--seed=-1"], "'-1' is no integer from 0 to 4294967295"),
         (["images", "a", "b", "--seed=4294967296"], "is no integer from 0 to 4294967295"),
         (["run", "--workdir=x", "--interval=-4:4"], "'-4:4' is no interval, expected LOW,HIGH"),
+        (["run", "--workdir=x", "--interval=-4,inf"], "'-4,inf' is no interval"),
         (["sweep", "--workdir=x", "--intervals=all,-4"], "'-4' is no interval"),
+        (["sweep", "--workdir=x", "--guidances=1,x"], "'1,x' is no list of numbers"),
     ],
 )
 def test_unknown_values_are_named_with_the_nearest(capsys, argv, message):
@@ -91,6 +96,25 @@ def test_the_home_folder_is_known_in_values(config, monkeypatch):
     flags.add_run(parser)
     given = flags.parse(parser, [f"--config={config}", "--workdir=~/run", "--weights=~ema", "--config.name=~"])
     assert (str(given.workdir), given.weights, given.overrides) == ("/home/me/run", "~ema", ["--config.name=/home/me"])
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda file: file.stem)
+def test_every_printed_field_gives_its_own_value_back(file, capsys):
+    made = flags.load_config(str(file), [])
+    flags.print_fields(made)
+    again = flags.load_config(str(file), capsys.readouterr().out.splitlines())
+    assert again.to_dict() == made.to_dict()
+
+
+def test_none_is_nothing_and_no_text():
+    made = flags.load_config(str(CONFIGS / "digits.py"), ["--config.data.cache_dir=None", "--config.sample.steps=None"])
+    assert (made.data.cache_dir, made.sample.steps) == (None, None)
+
+
+def test_a_file_that_is_no_python_is_no_config(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no config file, which is Python"):
+        flags.load_config(str(tmp_path / "config.json"), [])
 
 
 def test_unknown_config_files_are_named_with_the_nearest(config):

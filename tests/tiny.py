@@ -37,8 +37,7 @@ def config(workspace, **overrides) -> ConfigDict:
 
 def command(config: ConfigDict, workdir) -> list[str]:
     """The command line that trains what `config` makes."""
-    fields = flatten(config.to_dict()) | {"sample.steps": config.diffusion.timesteps}  # None, which no flag can say
-    changes = [f"--config.{name}={value}" for name, value in fields.items() if value is not None]
+    changes = [f"--config.{name}={value}" for name, value in flatten(config.to_dict()).items()]
     return ["run_train.py", "--config=configs/digits.py", f"--workdir={workdir}", *changes]
 
 

@@ -7,6 +7,7 @@ import argparse
 import importlib.util
 import inspect
 import itertools
+import math
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -88,7 +89,8 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
 
     Args:
         config: FILE.py or FILE.py:ARGUMENT.
-        overrides: each `--config.field=value`, or in two parts.
+        overrides: each `--config.field=value`, or in two parts. `=None` is nothing, of which `build` says where it may
+            stand, and never a text.
 
     Raises:
         ValueError: no such field, a value of another type, or an argument that the file refuses.
@@ -107,7 +109,8 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
         if name not in known and not any(field.startswith(f"{name}.") for field in known):
             near = did_you_mean(name, known)
             raise ValueError(f"the config has no field {name}{near} (run_train.py --helpconfig lists all)")
-    argv = ["fooddiff", *overrides]
+    emptied = [f"--config.{name}=None" for name in known if f"--config.{name}=None" in overrides]
+    argv = ["fooddiff", *(override for override in overrides if override not in emptied)]
     values = absl_flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_dict("config", made, flag_values=values, sys_argv=argv)
@@ -116,6 +119,9 @@ def load_config(config: str, overrides: Sequence[str]) -> ConfigDict:
         raise ValueError(str(error)) from error
     if rest:
         raise ValueError(f"unexpected arguments: {' '.join(rest)} (a config's fields are written --config.field=value)")
+    holder.value.update_from_flattened_dict(
+        {override.removeprefix("--config.").removesuffix("=None"): None for override in emptied}
+    )
     return holder.value
 
 
@@ -124,6 +130,8 @@ def _get_config(path: Path) -> Callable[..., ConfigDict]:
     if not path.is_file():
         near = did_you_mean(str(path), [str(other) for other in path.parent.glob("*.py")])
         raise FileNotFoundError(f"no config file {path}{near}")
+    if path.suffix != ".py":
+        raise ValueError(f"{path} is no config file, which is Python such as configs/hybrid.py")
     spec = importlib.util.spec_from_file_location("the_config", path)
     module = importlib.util.module_from_spec(spec)
     with _importable(path.resolve().parent.parent):
@@ -270,12 +278,15 @@ def _intervals(text: str) -> list[tuple[float, ...] | None]:
 def _interval(text: str) -> tuple[float, ...]:
     try:
         low, high = map(float, text.split(","))
+        if math.isfinite(low) and math.isfinite(high):
+            return low, high
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no interval, expected LOW,HIGH (or LOW:HIGH in a list)"
-        ) from None
-    return low, high
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no interval, expected LOW,HIGH (or LOW:HIGH in a list)")
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(map(float, text.split(",")))
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 1,2,3") from None
