@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     config.train.checkpoint_every = 15_000  # steps
     config.train.keep_checkpoints = placeholder(int)  # the newest so many; None keeps all
     config.train.keep_best = 0  # besides, so many with the lowest distance: config.eval's first weights and feature
-    config.train.max_skipped = 20  # steps in a row with a gradient that is not finite, before the run stops
+    config.train.max_skipped = 20  # gradients in a row that are not finite; looked at when something is recorded
 
     config.sample = ConfigDict()  # grids during training; also what run_sample.py does unless told otherwise
     config.sample.every_steps = 15_000

@@ -177,6 +177,13 @@ def _tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _floats(value: Any) -> Any:
+    """Integers as floats, alone and in a list or tuple, so that equal settings are equal in JSON."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_floats, value))
+    return float(value) if type(value) is int else value
+
+
 class DiffusionModel(NamedTuple):
     """A network together with what its output means and the levels at which it is used."""
 
@@ -631,7 +638,7 @@ def sampler_spec(settings: Mapping[str, Any], **changes: Any) -> SamplerSpec:
     values = {name: settings[name] for name in names if name in settings}
     values |= {name: value for name, value in changes.items() if value is not None}
     check_fields(SamplerSpec, "sample", values)
-    spec = SamplerSpec(**{name: _tuples(value) for name, value in values.items()})
+    spec = SamplerSpec(**{name: value if name == "steps" else _floats(value) for name, value in values.items()})
     return replace(spec, interval=None, rescale=0.0) if spec.guidance == 1 else spec  # which belong to guidance
 
 

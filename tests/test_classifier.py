@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -229,3 +230,19 @@ def test_a_continuous_classifier_is_fed_the_log_snr_within_its_limits(tmp_path):
     training = build.make_training(discrete, parallel.make_mesh())
     assert {"top1_q1", "top1_q4"} <= training.abstract_state.sums.keys()
     jax.eval_shape(training.step, *build.abstract_step_arguments(discrete, training))
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_other_classes_renews_the_last_layer(workspace, trained, tmp_path, monkeypatch):
+    inner = build.make_dataset
+
+    def renamed(config, split):
+        dataset = inner(config, split)
+        return replace(dataset, class_names=dataset.class_names[::-1])
+
+    monkeypatch.setattr(build, "make_dataset", renamed)
+    train.run(tiny_classifier(workspace, init_from=str(trained), train__steps=1), tmp_path / "tuned")
+    origin = load_trained(
+        tmp_path / "tuned", step=None, weights="raw", mesh=parallel.make_mesh(), task="classifier"
+    ).meta["origin"]
+    assert origin["reinitialised"] == ["pool.out.bias", "pool.out.kernel"]

@@ -459,7 +459,7 @@ def test_fine_tuning_on_other_classes_renews_only_their_embedding_and_ends_witho
     run = workspace / "retuned"
     with caplog.at_level(logging.INFO, "fooddiff"):
         train.run(tiny.config(workspace, train__steps=1, init_from=str(source)), run)
-    assert "label.embedding starts at random: the other model's 5 classes are not these 10" in caplog.text
+    assert "the other model's 5 classes are not these 10: anew begins label.embedding" in caplog.text
     after = load(run, "raw")
     assert after.meta["origin"]["reinitialised"] == ["label.embedding"]
     assert after.params["label.embedding"].shape == (10, 128)

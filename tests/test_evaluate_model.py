@@ -1,6 +1,7 @@
 """Scoring the checkpoints of a run: `run`, `follow`, and the evaluation during training."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -109,9 +110,24 @@ def test_follow_scores_what_is_not_scored_yet_and_ends_with_the_training(workspa
     call(workspace, "follow", "--per_class=2", "--seed=5", "--poll_seconds=0.01")
     assert scored == [2, 4]
     (name,) = read_scalars(workspace / "run")[-1].keys() - {"step"}
-    assert name.endswith("], n=20")  # as a training notes it
+    assert re.search(r"\], n=20, ancestral-all_[0-9a-f]{8}$", name)  # a training notes those of seed 0
     call(workspace, "follow", "--per_class=1", "--seed=5", "--poll_seconds=0.01")
     assert scored == [2, 4, 2, 4]
+
+
+def test_follow_goes_by_the_sampler_that_each_checkpoint_was_saved_with(workspace, monkeypatch):
+    scored = []
+    inner = scorer.run
+    monkeypatch.setattr(scorer, "run", lambda *args, **kw: scored.append(kw["step"]) or inner(*args, **kw))
+    path = workspace / "run" / "config.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"sample": json.loads(before)["sample"] | {"steps": 2}}))
+    try:
+        for _ in range(2):
+            call(workspace, "follow", "--per_class=1", "--seed=6", "--poll_seconds=0.01")
+    finally:
+        path.write_text(before)
+    assert scored == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +185,10 @@ def test_bad_requests_are_named(workspace, capsys):
         ((f"--reference={strange}",), "the reference has the classes 0 to 12, the model 10 classes"),
         (("--sampler=euler",), "expected one of ancestral, ddim"),
         (("--reference=nowhere",), "nowhere does not exist"),
+        (
+            ("--reference=digits::test", "--image_size=16"),
+            "brought to 16 pixels, the samples have 8: give --image_size=8",
+        ),
         (("--data_path=elsewhere",), "elsewhere"),
     ]:
         with pytest.raises(SystemExit) as stopped:

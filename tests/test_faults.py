@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -221,6 +222,39 @@ def test_two_trainings_in_one_workdir_are_refused(workspace, run):
         pytest.fail("two of them")
     with claimed(run, tiny.config(workspace)):  # a lock file that is left behind is no obstacle
         assert (run / ".lock").exists()
+
+
+def test_a_start_that_another_one_has_overtaken_is_refused_and_drops_nothing(workspace, run, tmp_path, monkeypatch):
+    inner = build.make_dataset
+
+    def overtaken(config, split):
+        shutil.copytree(run, tmp_path / "late", dirs_exist_ok=True)
+        return inner(config, split)
+
+    monkeypatch.setattr(build, "make_dataset", overtaken)
+    with pytest.raises(WorkdirError, match="have come or gone since this start: give the same command again"):
+        train.run(tiny.config(workspace), tmp_path / "late")
+    for name in ("metrics.jsonl", "config.json"):
+        assert (tmp_path / "late" / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_a_start_that_is_refused_leaves_what_the_run_says_of_itself(workspace, run):
+    shutil.rmtree(run / "checkpoints" / "4" / "params")
+    shutil.rmtree(run / "checkpoints" / "2" / "params")
+    before = {name: (run / name).read_bytes() for name in ("config.json", "versions.json")}
+    with pytest.raises(DamagedError):
+        train.run(tiny.config(workspace, train__steps=6), run)
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.slow
+def test_a_signal_while_the_last_checkpoint_is_written_waits_for_it(workspace, tmp_path, monkeypatch):
+    ends, handlers, inner = signal.getsignal(signal.SIGTERM), [], Checkpoints.wait
+    monkeypatch.setattr(
+        Checkpoints, "wait", lambda self: handlers.append(signal.getsignal(signal.SIGTERM)) or inner(self)
+    )
+    train.run(tiny.config(workspace, train__steps=2), tmp_path / "short")
+    assert [handler is ends for handler in handlers] == [False, False, True]  # when it closes nothing is under way
 
 
 @pytest.mark.slow

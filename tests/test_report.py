@@ -158,6 +158,14 @@ def test_hours_add_up_at_the_speed_of_every_window(run):
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in speeds))
     hours = read_run(run, "run").hours_at(np.array([0, 5, 10, 20, 30]))
     np.testing.assert_allclose(hours * 3600, [0, 5, 10, 15, 20])
+    stopped = read_run(run, "run").hours_at(np.array([30, 36]))  # and saved after the last record
+    np.testing.assert_allclose(stopped * 3600, [20, 23])
+
+
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend(run):
+    drawing = figures.loss([read_run(run, "_digits")], figures.AXES["steps"], scale="linear")
+    (legend,) = drawing.figure.legends
+    assert [text.get_text().lstrip("\u200b") for text in legend.get_texts()] == ["_digits"]
 
 
 def test_a_run_whose_speed_is_not_known_is_not_drawn_over_hours(run, capsys):

@@ -7,6 +7,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from fooddiff.files.atomic import write_atomically
+from fooddiff.files.lock import locked
 from fooddiff.runs.record import Recorder, read_scalars
 
 
@@ -38,6 +39,16 @@ def test_a_process_beside_the_training_leaves_out_a_line_that_was_cut_short(tmp_
     with Recorder(tmp_path, resume_step=None) as recorder:
         recorder.scalars(1, {"eval/distance": 3.0})
     assert read_scalars(tmp_path) == [{"step": 1}, {"step": 1, "eval/distance": 3.0}]
+
+
+def test_a_process_beside_a_training_under_way_cuts_nothing(tmp_path):
+    whole = json.dumps({"step": 1}) + "\n"
+    with Recorder(tmp_path, resume_step=0) as training, locked(tmp_path):
+        training.scalars(1, {"train/loss": 1.0})
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(whole[:5])  # what the training has written of a line so far
+        with Recorder(tmp_path, resume_step=None):
+            assert (tmp_path / "metrics.jsonl").read_text().endswith(whole[:5])
 
 
 def test_tensorboard_gets_scalars_and_pictures(tmp_path):

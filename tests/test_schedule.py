@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fooddiff.diffusion.schedule import MAX_BETA, cosine_betas, evenly_spaced, integer_stride, linear_betas
+from fooddiff.diffusion.schedule import MAX_BETA, cosine_betas, evenly_spaced, integer_stride, linear_betas, nearest
 
 
 @given(st.integers(21, 5000))
@@ -80,3 +80,15 @@ def test_integer_stride_is_constant_and_starts_at_zero(timesteps, stride):
 def test_integer_stride_names_the_nearest_possible_counts():
     with pytest.raises(ValueError, match=r"exactly 60 of 100.*\[20, 25, 34, 50\]"):
         integer_stride(100, 60)
+
+
+def test_as_many_timesteps_are_near_the_levels_as_are_wanted():
+    log_snrs = np.array([4.0, 2.0, 1.0, 0.0, -3.0])
+    assert nearest(log_snrs, np.array([-3.0, 0.9, 4.0])) == [0, 2, 4]
+    assert nearest(log_snrs, np.array([-3.0, -2.9, -2.8])) == [2, 3, 4]  # each takes one of those that are left
+    alpha_bar = np.cumprod(1 - cosine_betas(200))
+    log_snrs = np.log(alpha_bar / (1 - alpha_bar))
+    for steps in (2, 10, 50, 200):
+        kept = nearest(log_snrs, np.linspace(log_snrs[-1], log_snrs[0], steps))
+        assert len(set(kept)) == steps
+        assert {kept[0], kept[-1]} == {0, 199}

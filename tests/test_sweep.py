@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from fooddiff import build
+from fooddiff import build, parallel, processes
 from fooddiff.commands import train
 from fooddiff.commands.eval import main
+from fooddiff.convert.exporting import write_safetensors
 from fooddiff.eval import generated
+from fooddiff.runs.load import load_trained
 from fooddiff.sample.spec import SamplerSpec
 from tests import tiny
 from tests.random_stem import random_stem
@@ -60,6 +62,19 @@ def test_every_combination_is_scored_once(workspace, capsys, monkeypatch):
 
     call(workspace, "--guidances=1", "--step_counts=3", "--samplers=ancestral,heun")
     assert len(drawn) == 4  # that of ancestral is there
+
+
+@pytest.mark.slow
+def test_a_record_of_other_weights_of_the_same_name_is_not_taken(workspace, monkeypatch):
+    file = workspace / "model.safetensors"
+    for factor in (1, 2):
+        trained = load_trained(workspace / "run", step=None, weights="ema", mesh=parallel.make_mesh())
+        params = {name: np.asarray(value) * factor for name, value in trained.params.items()}
+        write_safetensors(file, params, trained)
+        call(workspace, f"--workdir={file}", "--guidances=1", "--step_counts=2", "--seed=3")
+        (record,) = (workspace / "model" / "eval").glob("step_*.json")
+        made_by = json.loads(record.read_text())["samples"]["made_by"]
+        assert made_by["weights_sha256"] == processes.sha256_of(params)
 
 
 @pytest.mark.slow

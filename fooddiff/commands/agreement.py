@@ -146,9 +146,10 @@ def run(
         class_names=trained.class_names, seed=seed, batch_size=batch_size,
     )  # fmt: skip
     outputs = workdirs.outputs(workdir)
+    how = scorer.how_drawn(spec, trained, recipe, None, seed=seed)
     record = judge_samples(judging, samples, made_by, spec, reference, outputs, companions)
     with Recorder(outputs, resume_step=None) if processes.is_first() else NoRecorder() as recorder:
-        recorder.scalars(trained.step, scorer.numbers_of(record, scorer.how_drawn(spec, trained, recipe, None)))
+        recorder.scalars(trained.step, scorer.numbers_of(record, how))
     if processes.is_first():
         _print(record)
     return record
@@ -195,8 +196,9 @@ def judge_samples(
         "versions": workdirs.versions(),
     }
     how = {name: made_by[name] for name in ("recipe", "sampling", "batch_size", "weights_sha256")}
+    how |= {"judge": judge.sha256, "reference": reference.identity["sha256"]}
     of = f"step_{made_by['step']:07d}_{made_by['weights']}_{spec.name}_seed{made_by['seed']}_n{len(samples.pixels)}"
-    path = workdir / "eval" / f"agreement_{of}_{sha256_of_json(how | {'judge': judge.sha256})[:8]}.json"
+    path = workdir / "eval" / f"agreement_{of}_{sha256_of_json(how)[:8]}.json"
     processes.on_first(lambda: write_record(path, record))
     if processes.is_first():
         for result in record["results"]:

@@ -1,10 +1,11 @@
 """What a training takes its batches from, and the codec that its model needs: pixels need none."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from fooddiff.arrays import Params, Pixels
 from fooddiff.codec import MEAN, PREFIX, STD
 from fooddiff.data.cache import Dataset
 from fooddiff.data.latents import Latents, load_latents
-from fooddiff.runs.load import check_model, load_trained
+from fooddiff.runs.load import TrainedModel, check_model, load_trained
+from fooddiff.runs.workdir import to_json
 from fooddiff.settings import ConfigError
 
 log = logging.getLogger(__name__)
@@ -24,10 +26,14 @@ BATCH = 64  # images that are encoded at once, at least
 
 
 class Feed(NamedTuple):
-    """What batches are taken from, and the codec's tensors by their names among the model's parameters."""
+    """What batches are taken from, the codec's tensors by their names among the model's parameters, and their origin.
+
+    The origin is None for weights that were trained here, and for a codec that the run has already.
+    """
 
     examples: Dataset | Latents
     codec: Params
+    codec_origin: Mapping[str, Any] | None = None
 
 
 def feed_of(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh, *, begun: Params | None) -> Feed:
@@ -51,7 +57,11 @@ def feed_of(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh, *, be
     """
     if "codec" not in config:
         return Feed(dataset, {})
-    tensors = {PREFIX + name: value for name, value in _autoencoder(config, mesh).items()} if begun is None else begun
+    tensors, origin = begun, None
+    if begun is None:
+        autoencoder = _autoencoder(config, mesh)
+        tensors = {PREFIX + name: value for name, value in autoencoder.params.items()}
+        origin = autoencoder.meta.get("origin")
     tensors = {name: np.asarray(value) for name, value in tensors.items()}
     own = {name: value for name, value in tensors.items() if name not in (MEAN, STD)}
     encode = build.make_encode(build.make_codec_model(config), mesh)
@@ -65,21 +75,21 @@ def feed_of(config: ConfigDict, dataset: Dataset, mesh: jax.sharding.Mesh, *, be
     latents = load_latents(
         dataset,
         encode_all,
-        codec_sha256=processes.sha256_of(own),
+        codec={"weights": processes.sha256_of(own), "model": to_json(config.codec.model)},
         mirror=config.data.flip,
         cache_dir=Path(config.data.cache_dir).expanduser(),
     )
     if begun is None:
         tensors |= {MEAN: latents.mean, STD: latents.std}
-    return Feed(replace(latents, mean=tensors[MEAN], std=tensors[STD]), tensors)
+    return Feed(replace(latents, mean=tensors[MEAN], std=tensors[STD]), tensors, origin)
 
 
-def _autoencoder(config: ConfigDict, mesh: jax.sharding.Mesh) -> Params:
-    """The weights at config.codec.path."""
+def _autoencoder(config: ConfigDict, mesh: jax.sharding.Mesh) -> TrainedModel:
+    """The model at config.codec.path."""
     if config.codec.get("path") is None:
         raise ConfigError("config.codec.path is None, expected the workdir or the file of a trained autoencoder")
     path = Path(config.codec.path)
     trained = load_trained(path, step=None, weights="ema", mesh=mesh, task="autoencoder")
     check_model("codec.model", config.codec.model, trained, f"the autoencoder {path}")
     log.info("latents of the autoencoder %s, step %d, weights %s", path, trained.step, trained.weights)
-    return trained.params
+    return trained

@@ -17,7 +17,7 @@ from fooddiff import build, parallel, processes
 from fooddiff.arrays import Params
 from fooddiff.commands.companions import drawing, load_companions
 from fooddiff.eval import results
-from fooddiff.eval.evaluate import Extractor, evaluate, make_extractor
+from fooddiff.eval.evaluate import Extractor, check_metrics, evaluate, make_extractor
 from fooddiff.eval.generated import GeneratedImages, generated_set, ids_like
 from fooddiff.eval.images import ImageSet
 from fooddiff.eval.weights import load_inception
@@ -138,7 +138,7 @@ def score(
         draw, params, ids, spec=spec, recipe=recipe, step=step, weights=weights, class_names=class_names,
         seed=scoring.seed, batch_size=scoring.batch_size,
     )  # fmt: skip
-    path = record_path(workdir, scoring, spec, recipe, reference, step, weights, len(ids))
+    path = record_path(workdir, scoring, spec, recipe, reference, step, weights, ids)
     return score_samples(scoring, samples, made_by, reference, path)
 
 
@@ -186,12 +186,19 @@ def samples_of(
 
 def numbers_of(record: dict, how: str = "") -> dict[str, float]:
     """The numbers of a record under names for metrics.jsonl and TensorBoard, which end in how samples were drawn."""
-    samples = record["samples"]
-    prefix, n = f"eval/{samples['made_by']['weights']}", samples["n"]
-    return {f"{prefix}/{result['metric']}, n={n}{how}": result["value"] for result in record["results"]}
+    prefix = f"eval/{record['samples']['made_by']['weights']}"
+    return {f"{prefix}/{result['metric']}, n={result['n']}{how}": result["value"] for result in record["results"]}
 
 
-def how_drawn(spec: SamplerSpec, trained: TrainedModel, recipe: Mapping[str, Any], reference: str | None) -> str:
+def how_drawn(
+    spec: SamplerSpec,
+    trained: TrainedModel,
+    recipe: Mapping[str, Any],
+    reference: str | None,
+    *,
+    seed: int,
+    resize: str | None = None,
+) -> str:
     """The end of a number's name that keeps it apart from those of a training, "" where it is one of these.
 
     Args:
@@ -199,10 +206,14 @@ def how_drawn(spec: SamplerSpec, trained: TrainedModel, recipe: Mapping[str, Any
         trained: of what.
         recipe: of all models that took part.
         reference: the hash of what they were compared with; None for the training's own test split.
+        seed: of the samples.
+        resize: the name of the rule by which images were resized for features; None if none was.
     """
-    if (spec, recipe, reference) == (build.sampler_spec(trained.config.sample), build.recipe(trained.config), None):
+    config = trained.config
+    usual = build.sampler_spec(config.sample), build.recipe(config), None, SEED, resize and config.eval.resize
+    if (spec, recipe, reference, seed, resize) == usual:
         return ""
-    return f", {spec.name}_{sha256_of_json([spec.to_json(), recipe, reference])[:8]}"
+    return f", {spec.name}_{sha256_of_json([spec.to_json(), recipe, reference, seed, resize])[:8]}"
 
 
 def record_path(
@@ -213,13 +224,14 @@ def record_path(
     reference: ImageSet | Path,
     step: int,
     weights: str,
-    n: int,
+    ids: np.ndarray,
 ) -> Path:
     """Where the record of one evaluation lies.
 
     Its name tells what was scored; it ends in a hash of how, so that other ways of scoring do not take its place.
     """
     extractor = scoring.extractor
+    counts = np.unique(ids[:, 0], return_counts=True)[1]
     how = {
         "recipe": recipe,
         "sampling": spec.to_json(),
@@ -230,9 +242,19 @@ def record_path(
         "metrics": sorted(scoring.metrics),
         "kid": [scoring.kid_subsets, scoring.kid_subset_size],
         "reference": hash_of(reference),
+        **({} if (counts == counts[0]).all() else {"ids": ids.tolist()}),
     }
-    what = f"step_{step:07d}_{weights}_{spec.name}_seed{scoring.seed}_n{n}"
+    what = f"step_{step:07d}_{weights}_{spec.name}_seed{scoring.seed}_n{len(ids)}"
     return workdir / "eval" / f"{what}_{sha256_of_json(how)[:8]}.json"
+
+
+def check_size(reference: ImageSet | Path | None, image_size: int) -> None:
+    """Raises ValueError if the images of a source were brought to another size than a model's."""
+    if isinstance(reference, ImageSet) and reference.identity.get("size", image_size) != image_size:
+        raise ValueError(
+            f"the reference was brought to {reference.identity['size']} pixels, the samples have {image_size}: give "
+            f"--image_size={image_size}"
+        )
 
 
 def hash_of(reference: ImageSet | Path) -> str:
@@ -243,7 +265,8 @@ def hash_of(reference: ImageSet | Path) -> str:
 def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scoring:
     """Builds the scoring that config.eval and config.sample describe; for `after_chunk` see `Extractor`."""
     settings, sample = config.eval, config.sample
-    names = tuple(settings.features)
+    names, metrics = tuple(settings.features), ("fd",)
+    check_metrics(metrics, names)
     weights = load_inception(settings.inception, names, cache_dir=settings.cache_dir)
     extractor = make_extractor(
         weights,
@@ -255,7 +278,7 @@ def scoring_during_training(config, *, after_chunk: Callable[[], None]) -> Scori
     )
     return Scoring(
         extractor=extractor,
-        metrics=("fd",),
+        metrics=metrics,
         kid_subsets=100,
         kid_subset_size=1000,
         per_class=settings.per_class,
@@ -303,8 +326,10 @@ def run(
         trained, mesh, guide=guide, guide_step=guide_step, classifier=classifier, upsample=upsample
     )
     draw, params, recipe, image_size = drawing(trained, mesh, spec, companions)
+    check_size(reference, image_size)
     outputs = workdirs.outputs(workdir)
-    how = how_drawn(spec, trained, recipe, None if reference is None else hash_of(reference))
+    compared = None if reference is None else hash_of(reference)
+    how = how_drawn(spec, trained, recipe, compared, seed=scoring.seed, resize=scoring.extractor.resize)
     record = score(
         scoring,
         spec,
@@ -354,15 +379,17 @@ def follow(
     if not 0 < poll_seconds < math.inf:
         raise ValueError(f"--poll_seconds is {poll_seconds}, expected a number above 0")
     log.info("waiting for checkpoints in %s", workdir)
-    images, n = reference, 0
+    images, ids, done = reference, None, set()
     while True:
         steps = workdirs.checkpoint_steps(workdir)
-        if steps and not n:
+        if steps and ids is None:
             images = reference_of(_config(workdir), data_path=data_path) if reference is None else reference
             with Checkpoints(workdir, read_only=True) as checkpoints:
-                n = len(scoring.ids(images, checkpoints.meta(steps[-1])["class_names"]))
-        unscored = [step for step in steps if not already_scored(workdir, scoring, images, step, weights, n)]
-        if (step := processes.first_says(min(unscored, default=-1))) >= 0:
+                ids = scoring.ids(images, checkpoints.meta(steps[-1])["class_names"])
+        new = set(steps) - done
+        done |= {step for step in new if already_scored(workdir, scoring, images, step, weights, ids)}
+        if (step := processes.first_says(min(set(steps) - done, default=-1))) >= 0:
+            done.add(step)
             try:
                 run(workdir, scoring, step=step, weights=weights, reference=reference, data_path=data_path)
             except (FileNotFoundError, DamagedError):
@@ -388,13 +415,20 @@ def _config(workdir: Path) -> ConfigDict:
 
 
 def already_scored(
-    workdir: Path, scoring: Scoring, reference: ImageSet | Path, step: int, weights: str, n: int
+    workdir: Path, scoring: Scoring, reference: ImageSet | Path, step: int, weights: str, ids: np.ndarray
 ) -> bool:
-    """Whether a record of n samples of this step, these weights and this way of scoring exists."""
-    config = _config(workdir)
+    """Whether a record of these samples of this step, these weights and this way of scoring exists.
+
+    A restart may have changed config.sample: what holds is the config of the checkpoint.
+    """
+    try:
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            config = ConfigDict(checkpoints.meta(step)["config"])
+    except DamagedError:
+        return False  # or deleted: scoring it says what is wrong
     spec = build.sampler_spec(config.sample, **scoring.sampling)
     name, _ = stored_weights(weights, config.ema)
-    return record_path(workdir, scoring, spec, build.recipe(config), reference, step, name, n).exists()
+    return record_path(workdir, scoring, spec, build.recipe(config), reference, step, name, ids).exists()
 
 
 def reference_of(config, image_size: int | None = None, *, data_path: str | None = None) -> ImageSet:

@@ -92,6 +92,7 @@ def run(
         spec: drawing(trained, mesh, spec, _taking_part(companions, spec)) for spec in specs
     }
     (image_size,) = {drawn.image_size for drawn in drawings.values()}
+    scorer.check_size(reference, image_size)
     judging = judge and agreement.load_judge(
         judge, trained, mesh, image_size=image_size, batch_size=scoring.batch_size,
         cache_dir=scoring.extractor.cache_dir, stop_if_asked=scoring.extractor.after_chunk,
@@ -106,14 +107,14 @@ def run(
     outputs, rows = workdirs.outputs(workdir), []
     for i, (spec, (draw, params, recipe, _)) in enumerate(drawings.items()):
         log.info("%d of %d: %s", i + 1, len(drawings), spec.name)
-        path = scorer.record_path(outputs, scoring, spec, recipe, reference, trained.step, trained.weights, len(ids))
+        path = scorer.record_path(outputs, scoring, spec, recipe, reference, trained.step, trained.weights, ids)
         samples, made_by = scorer.samples_of(
             draw, params, ids, spec=spec, recipe=recipe, step=trained.step, weights=trained.weights,
             class_names=trained.class_names, seed=scoring.seed, batch_size=scoring.batch_size, keep=bool(judging),
         )  # fmt: skip
-        if processes.first_says(path.exists()):
-            record = results.read_record(path)
-        else:
+        record = results.read_record(path) if processes.first_says(path.exists()) else None
+        made = record and sha256_of_json(record["samples"]["made_by"])
+        if made != sha256_of_json(made_by):  # none, or one of weights that had this name before
             record = scorer.score_samples(scoring, samples, made_by, reference, path)
         judged = judging and agreement.judge_samples(
             judging, samples, made_by, spec, real, outputs, _taking_part(companions, spec)

@@ -78,11 +78,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
         "versions": workdirs.versions(),
         "origin": origin,
         "codec_sha256": sha256_of_codec(feed.codec),
+        "codec_origin": feed.codec_origin or (origin or {}).get("codec_origin"),
     }
 
     with ExitStack() as stack:
         # not before all of that is there: a start that failed leaves the directory free
         processes.on_first(lambda: stack.enter_context(workdirs.claimed(workdir, config)))
+        if bool(workdirs.checkpoint_steps(workdir)) != resuming:
+            raise workdirs.WorkdirError(
+                f"the checkpoints in {workdir} have come or gone since this start: give the same command again"
+            )
         if not resuming:
             processes.on_first(lambda: write_codec(workdir, feed.codec))
         checkpoints = stack.enter_context(
@@ -92,7 +97,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
             state = checkpoints.restore_newest(
                 training.abstract_state, accept=lambda saved: _check_same_run(saved, meta, feed.codec, workdir)
             )
-            meta["origin"] = checkpoints.meta(int(state.step)).get("origin")
+            saved = checkpoints.meta(int(state.step))
+            meta |= {name: saved.get(name) for name in ("origin", "codec_origin")}
+            processes.on_first(lambda: workdirs.write_identity(workdir, config))
             log.info("resumed at step %d of %d", int(state.step), config.train.steps)
         _check_room(workdir, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -129,7 +136,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 should_stop=lambda: stop_signal(wait=False) > 0,
                 show_progress=processes.is_first(),
             )
-        checkpoints.wait()
+            checkpoints.wait()  # here, where a signal still finds who waits for what is being written
     if number := stop_signal(wait=True):
         log.info("stopped at step %d, which is saved; the same command goes on", int(state.step))
         raise signals.Stopped(number)

@@ -10,7 +10,7 @@ from fooddiff.build import power_lengths
 from fooddiff.convert.exporting import check_new, check_suffix, without_places, write_safetensors
 from fooddiff.model.network import abstract_params
 from fooddiff.runs.checkpoint import Checkpoints, choose_step
-from fooddiff.runs.codec_file import read_codec
+from fooddiff.runs.codec_file import check_codec, read_codec
 from fooddiff.runs.load import TrainedModel, described
 from fooddiff.train.averages import MAX_LENGTH, MIN_LENGTH, PowerAverage, power_name, rebuild
 
@@ -60,7 +60,9 @@ def average(workdir: Path, *, length: float, step: int | None, out: Path, half: 
         for each, coefficient in zip(stored, coefficients, strict=True):
             for name, value in checkpoints.restore_weights(each.steps, like, power_name(each.length)).items():
                 params[name] += coefficient * np.asarray(value, np.float64)
-    params |= read_codec(workdir, build.codec_tensors(config))
+    codec = read_codec(workdir, build.codec_tensors(config))
+    check_codec(meta.get("codec_sha256"), codec, workdir)
+    params |= codec
     trained = TrainedModel(without_places(config), model, class_names, params, step, power_name(length), meta)
     write_safetensors(out, params, trained, half=half)
     log.info(

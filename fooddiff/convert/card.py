@@ -59,12 +59,13 @@ def model_card(trained: TrainedModel, *, name: str, library: str, use: str, work
     size = config.data.image_size
     before = trained.meta.get("origin")
     imported = _imported(before)
+    free = not imported and not _imported(_codec_origin(trained)) and config.data.source != "folder"
     scores = _scores(workdir, trained.step, trained.weights)
     head = {
         "library_name": library,
         "pipeline_tag": tag,
         "tags": ["diffusion", "image-generation"] if task == "diffusion model" else ["image"],
-        **({} if imported or config.data.source == "folder" else {"license": "apache-2.0"}),
+        **({"license": "apache-2.0"} if free else {}),
         **({"datasets": [data.hub]} if data.hub and not imported else {}),
         **({"model-index": [_index(name, data, tag, scores)]} if scores else {}),
     }
@@ -74,14 +75,12 @@ def model_card(trained: TrainedModel, *, name: str, library: str, use: str, work
     if imported:
         origin = f"The weights are imported from `{imported['file']}` (SHA-256 `{imported['sha256']}`)"
         origin += f", followed by {trained.step:,} steps of training on {data.name}." if trained.step else "."
-        terms = "The terms of the imported weights and of their data hold; this file cannot tell them."
     else:
         origin = f"It was trained on {data.name} for {trained.step:,} steps of {config.train.batch_size} images"
         if before:
             origin += f", beginning with the weights `{before['weights']}` of step {before['step']:,} of another run"
             origin += f": {trained.images_seen:,} images in all" if "images_seen" in before else ""
         origin += "."
-        terms = f"Weights: Apache-2.0. {data.terms}" if config.data.source != "folder" else data.terms
     return "\n".join(
         [
             "---",
@@ -104,7 +103,7 @@ def model_card(trained: TrainedModel, *, name: str, library: str, use: str, work
             "",
             "## Data and licence",
             "",
-            terms,
+            terms_of(trained),
             "",
             "## Limits",
             "",
@@ -125,6 +124,22 @@ def model_card(trained: TrainedModel, *, name: str, library: str, use: str, work
 
 
 _SHOWN = ("model", "diffusion", "objective", "sample")
+
+
+def terms_of(trained: TrainedModel) -> str:
+    """On which terms a model may be used, as far as it is known."""
+    if _imported(trained.meta.get("origin")):
+        return "The terms of the imported weights and of their data hold; this file cannot tell them."
+    data = DATA[trained.config.data.source]
+    terms = data.terms if trained.config.data.source == "folder" else f"Weights: Apache-2.0. {data.terms}"
+    if imported := _imported(_codec_origin(trained)):
+        file = f"`{imported['file']}` (SHA-256 `{imported['sha256']}`)"
+        terms += f" The autoencoder's weights are imported from {file}: their own terms hold for them."
+    return terms
+
+
+def _codec_origin(trained: TrainedModel) -> Mapping[str, Any] | None:
+    return trained.meta.get("codec_origin")
 
 
 def _imported(origin: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from fooddiff import parallel
 from fooddiff.convert import diffusers, stablehlo
-from fooddiff.convert.card import model_card
+from fooddiff.convert.card import model_card, terms_of
 from fooddiff.files.atomic import atomic_folder, atomic_path, write_atomically
 from fooddiff.files.torch_zip import write_state_dict
 from fooddiff.model.openai import check_is_openais, to_openai
@@ -45,10 +45,10 @@ def export(
     """Writes the weights of a checkpoint to a new file or folder, with a model card and without `PLACES`.
 
     A `.safetensors` file has our parameter names and layouts (NHWC kernels) and, as metadata, "config" and
-    "class_names" (JSON), "step", "images_seen", "weights" and "origin"; `fooddiff.load` and every --workdir take it.
-    A `.pt` file is a state dict with OpenAI's names and torch's layouts. Both are float32, bit for bit the
-    checkpoint's, unless halved. For the folders see `diffusers.write_folder` and `stablehlo.write_folder`. The card of
-    a folder is its README.md; that of a file lies beside it, under its name and `.md`.
+    "class_names" (JSON), "step", "images_seen", "weights", "origin", "codec_origin" and "licence"; `fooddiff.load` and
+    every --workdir take it. A `.pt` file is a state dict with OpenAI's names and torch's layouts. Both are float32, bit
+    for bit the checkpoint's, unless halved. For the folders see `diffusers.write_folder` and `stablehlo.write_folder`.
+    The card of a folder is its README.md; that of a file lies beside it, under its name and `.md`.
 
     Args:
         workdir: a run's directory, or a file of weights.
@@ -125,6 +125,8 @@ def write_safetensors(
         "weights": trained.weights,
         "images_seen": trained.images_seen,
         "origin": _without_workdirs(trained.meta.get("origin")),
+        "codec_origin": _without_workdirs(trained.meta.get("codec_origin")),
+        "licence": terms_of(trained),
     }
     write_weights(path, params, about, half=half)
     return f"""import fooddiff\n\nimages = fooddiff.load("{path.name}").sample(per_class=1)"""

@@ -59,7 +59,7 @@ class Latents:
 
 
 def load_latents(
-    dataset: Dataset, encode: Callable[[Pixels], np.ndarray], *, codec_sha256: str, mirror: bool, cache_dir: Path
+    dataset: Dataset, encode: Callable[[Pixels], np.ndarray], *, codec: Any, mirror: bool, cache_dir: Path
 ) -> Latents:
     """Opens the cache of a split's latents, and builds it first if it is not there.
 
@@ -68,7 +68,7 @@ def load_latents(
     Args:
         dataset: the images.
         encode: u8[n, size, size, 3] -> f32[n, h, w, c], of any number of images; every process calls it.
-        codec_sha256: of the weights that encode.
+        codec: JSON-able, all that decides what `encode` gives: the hash of its weights, its settings.
         mirror: encode the mirror images, too.
         cache_dir: the folder of all caches.
 
@@ -79,12 +79,14 @@ def load_latents(
         ValueError: latents that are not finite in float16, or a channel of which all are equal; or the cache has been
             changed since it was written.
     """
-    content = {"format": _FORMAT, "images": dataset.manifest["sha256"], "codec": codec_sha256, "mirror": mirror}
+    content = {"format": _FORMAT, "images": dataset.manifest["sha256"], "codec": codec, "mirror": mirror}
     folder = cache_dir / f"latents-{sha256_of_json(content)[:12]}"
+    manifest = folder / "manifest.json"
     with ExitStack() as stack:
-        processes.on_first(lambda: stack.enter_context(locked(folder)))
-        if not processes.first_says((folder / "manifest.json").exists()):
-            _build(folder, dataset, encode, content)
+        if not processes.first_says(manifest.exists()):  # else it is left alone, and may be read-only
+            processes.on_first(lambda: stack.enter_context(locked(folder)))
+            if not processes.first_says(manifest.exists()):
+                _build(folder, dataset, encode, content)
     return _open(folder, dataset, content)
 
 

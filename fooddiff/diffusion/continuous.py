@@ -108,7 +108,7 @@ def log_sigma_normal(key: Key, n: int, *, log_snr_of: LogSnrOf, mean: float = -1
 
 def even_in_time(steps: int, low: float, high: float, *, log_snr_of: LogSnrOf) -> np.ndarray:
     """Levels evenly spaced in the schedule's time; those beyond the two log SNRs take these, which may repeat."""
-    u = jnp.linspace(1, 0, steps + 2)[1:-1]
+    u = jnp.linspace(1, 0, steps + 1)[:-1]
     return np.clip(np.asarray(log_snr_of(u), np.float64), low, high)
 
 

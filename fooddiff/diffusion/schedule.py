@@ -107,16 +107,21 @@ def integer_stride(timesteps: int, count: int) -> list[int]:
 
 
 def nearest(log_snrs: np.ndarray, wanted: np.ndarray) -> list[int]:
-    """Chooses the timesteps whose log SNRs are nearest to those wanted.
+    """Chooses as many timesteps as are wanted, each the nearest in log SNR of those that are left.
 
     Args:
         log_snrs: float[T], descending, of all timesteps.
-        wanted: float[S].
+        wanted: float[S], of which there are no more than T.
 
     Returns:
-        The kept indices, ascending; fewer than S where two wanted ones are nearest to the same timestep.
+        The S kept indices, ascending.
     """
-    return sorted(set(np.abs(log_snrs[:, None] - wanted[None]).argmin(axis=0).tolist()))
+    free = np.array(log_snrs, np.float64)
+    kept = []
+    for level in wanted:
+        kept.append(int(np.abs(free - level).argmin()))
+        free[kept[-1]] = np.inf
+    return sorted(kept)
 
 
 def _check_timesteps(timesteps: int) -> None:

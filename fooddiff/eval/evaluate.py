@@ -164,7 +164,7 @@ def evaluate(
     Raises:
         ValueError: a metric does not exist, has no features, or needs images where statistics are given.
     """
-    _check_metrics(metrics, extractor.names)
+    check_metrics(metrics, extractor.names)
     others = images_in(reference) if isinstance(reference, Path) else reference
     if others is None and {"kd", "pr"} & set(metrics):
         raise ValueError(
@@ -202,7 +202,7 @@ def evaluate(
     )
 
 
-def _check_metrics(metrics: Sequence[str], names: Sequence[str]) -> None:
+def check_metrics(metrics: Sequence[str], names: Sequence[str]) -> None:
     """Raises ValueError unless every metric has a feature and every feature a metric."""
     if unknown := sorted(set(metrics) - set(METRICS)):
         raise ValueError(f"there is no metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")

@@ -169,7 +169,7 @@ def distance(
             bars = [p.error or 0.0 for p in points]
             axes.errorbar(at, values, bars, fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.7)
             axes.plot(
-                at, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=run.name,
+                at, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=_label(run),
                 gid=f"points-{index}",
             )  # fmt: skip
             best = best_of(points)
@@ -268,9 +268,14 @@ def _figure(name: str, draw: Callable[[Axes], bool], axis: Axis, label: str, sca
             _plain_ticks(axes)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
-        columns = 1 if max(len(text) for text in axes.get_legend_handles_labels()[1]) > 22 else 2
+        columns = 1 if max(map(len, axes.get_legend_handles_labels()[1])) > 22 else 2
         figure.legend(loc="outside lower center", ncols=columns)
     return Drawing(name, figure, alt)
+
+
+def _label(run: Run) -> str:
+    """The run's name; Matplotlib leaves out of legends what begins with an underscore."""
+    return f"\u200b{run.name}" if run.name.startswith("_") else run.name
 
 
 def _short(number: float, position: int) -> str:
@@ -296,7 +301,7 @@ def _curves(axes: Axes, runs: Sequence[Run], axis: Axis, name: str) -> bool:
         raw, smoothed = thin(curve), thin(smooth(curve))
         axes.plot(axis.of(run, raw.steps), raw.values, color=style.colour, linewidth=0.8, alpha=0.45, gid="raw")
         axes.plot(
-            axis.of(run, smoothed.steps), smoothed.values, color=style.colour, linestyle=style.dash, label=run.name,
+            axis.of(run, smoothed.steps), smoothed.values, color=style.colour, linestyle=style.dash, label=_label(run),
             gid="smooth",
         )  # fmt: skip
         drawn = True
@@ -313,6 +318,6 @@ def _judged(
             continue
         steps, values = zip(*sorted((each.step, of(each)) for each in found), strict=True)
         at = axis.of(run, np.array(steps))
-        axes.plot(at, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=run.name)
+        axes.plot(at, values, color=colour, linestyle=dash, marker=marker, markersize=4, label=_label(run))
         drawn = True
     return drawn

@@ -142,13 +142,17 @@ class Run:
     def hours_at(self, steps: np.ndarray) -> np.ndarray:
         """How many hours training itself, without grids, scores and checkpoints, took to do so many steps.
 
+        Steps after the last record count at its speed.
+
         Raises:
             ReportError: metrics.jsonl does not tell the speed up to those steps.
         """
         ends, speeds = self.curve("perf/images_per_second")
-        if np.max(steps, initial=0) > np.max(ends, initial=0) or not (speeds > 0).all():
+        if not len(speeds) or not (speeds > 0).all():
             path = self.workdir / "metrics.jsonl"
             raise ReportError(f"{path} does not tell the speed of every step, so the run cannot be drawn over hours")
+        if (last := np.max(steps, initial=0)) > ends[-1]:  # after the last record a run is stopped and saved
+            ends, speeds = np.append(ends, last), np.append(speeds, speeds[-1])
         ends = np.concatenate([[0.0], ends])
         seconds = np.cumsum(np.concatenate([[0.0], self.images_at(np.diff(ends)) / speeds]))
         return np.interp(steps, ends, seconds / 3600)

@@ -13,14 +13,16 @@ from fooddiff.runs.workdir import WorkdirError, differences, to_json
 
 log = logging.getLogger(__name__)
 
-LABEL_EMBEDDING = "label.embedding"
+OF_CLASSES = frozenset(  # parameters with a row or a column for each class: label embeddings, classifiers' last layers
+    ("label.embedding", "pool.out.kernel", "pool.out.bias", "pool.logits.kernel", "pool.logits.bias")
+)
 FREE = ("model.num_classes", "model.dropout", "model.dtype", "model.remat")  # change nothing in what weights mean
 
 
 def starting_weights(
     source: TrainedModel, config: ConfigDict, class_names: tuple[str, ...], like: Params
 ) -> tuple[Params, dict[str, Any]]:
-    """Picks the weights of a trained model that a new run starts from: all, or all but the embedding of other classes.
+    """Picks the weights of a trained model that a new run starts from: all, or all but those of other classes.
 
     Differences that shapes do not show, such as another schedule or number of heads, are logged as warnings.
 
@@ -31,8 +33,8 @@ def starting_weights(
         like: parameters of the new model, or their shapes.
 
     Returns:
-        The weights by name, and their origin as JSON. The weights lack `label.embedding` if the new model has one and
-        the classes are others, or in another order.
+        The weights by name, and their origin as JSON. The weights lack `OF_CLASSES` if the classes are others, or in
+        another order.
 
     Raises:
         WorkdirError: the models differ in more than that; names the first tensors that do not fit.
@@ -42,7 +44,7 @@ def starting_weights(
         raise WorkdirError(
             "config.init_from is a model of other latents, or of pixels: its config.codec.model is not the one given"
         )
-    renewed = {LABEL_EMBEDDING} & like.keys() if source.class_names != class_names else set()
+    renewed = OF_CLASSES & like.keys() if source.class_names != class_names else set()
     expected = {name: leaf.shape for name, leaf in like.items() if name not in renewed}
     apart = renewed | codec_tensors(source.config).keys()
     found = {name: leaf.shape for name, leaf in source.params.items() if name not in apart}
@@ -51,8 +53,8 @@ def starting_weights(
     log.info("starting from step %d of config.init_from, weights %s", source.step, source.weights)
     if renewed:
         log.info(
-            "%s starts at random: the other model's %d classes are not these %d",
-            LABEL_EMBEDDING, len(source.class_names), len(class_names),
+            "the other model's %d classes are not these %d: anew begins %s",
+            len(source.class_names), len(class_names), " and ".join(sorted(renewed)),
         )  # fmt: skip
     for name, (old, new) in differences(to_json(source.config), to_json(config)).items():
         if name.startswith(("diffusion.", "model.")) and name not in FREE:
@@ -63,5 +65,6 @@ def starting_weights(
         "images_seen": source.images_seen,
         "reinitialised": sorted(renewed),
         "origin": source.meta.get("origin"),
+        "codec_origin": source.meta.get("codec_origin"),
     }
     return {name: source.params[name] for name in found}, origin

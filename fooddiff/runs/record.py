@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from fooddiff.files.atomic import write_atomically
 from fooddiff.files.hashes import sha256_of_json
+from fooddiff.files.lock import locked
 
 
 class Recorder:
@@ -43,8 +44,8 @@ class Recorder:
         self._path = Path(workdir) / "metrics.jsonl"
         if resume_step is not None:
             _drop_after(self._path, resume_step)
-        elif self._path.exists():  # what a crash cut short would make one line with ours
-            os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
+        else:
+            _drop_cut_line(self._path)
         self._present = [record for record in read_scalars(workdir) if record["step"] == resume_step]
         with ExitStack() as files:
             self._jsonl = files.enter_context(self._path.open("a", encoding="utf-8"))
@@ -159,6 +160,13 @@ def _parse(line: bytes, where: str) -> dict:
     raise ValueError(
         f"{where} is damaged: expected one JSON object with a step and numbers; delete that line"
     ) from None
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Drops what a crash cut short, which would make one line with ours. A training under way has done so itself."""
+    if path.exists():
+        with suppress(BlockingIOError), locked(path.parent, wait=False):
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _drop_after(path: Path, step: int) -> None:

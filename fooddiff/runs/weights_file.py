@@ -14,15 +14,14 @@ from fooddiff.arrays import Params
 from fooddiff.files.atomic import write_atomically
 
 FORMAT = 1
-LICENCE = "Weights: Apache-2.0, trained on Food-101, whose pictures belong to their owners and are for research use."
 
 
 class WeightsFile(NamedTuple):
     """What such a file holds."""
 
     about: Mapping[str, Any]
-    """"config" and "class_names" as JSON types, "step", "weights", "images_seen", and "origin": what the weights were
-    made from, or None."""
+    """"config" and "class_names" as JSON types, "step", "weights", "images_seen", and "origin" and "codec_origin": what
+    the weights and those of the codec were made from, or None."""
     params: dict[str, np.ndarray]  # as stored: float32 or float16
 
 
@@ -37,7 +36,7 @@ def write_weights(path: Path, params: Params, about: Mapping[str, Any], *, half:
     """
     tensors = {name: np.asarray(value, np.float16 if half else np.float32) for name, value in params.items()}
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
-    texts = {"format": str(FORMAT), "licence": LICENCE, **texts}
+    texts = {"format": str(FORMAT), **texts}
     # save_file would keep the file from all other users
     write_atomically(path, safetensors.numpy.save(tensors, texts | {"sha256": _hash(texts, tensors)}))
 
@@ -59,7 +58,7 @@ def read_weights(path: Path) -> WeightsFile:
         if metadata.pop("sha256") != _hash(metadata, params):
             raise ValueError("its contents are not those that were written: get the file again")
         about = {name: json.loads(metadata[name]) for name in ("config", "class_names", "step", "images_seen")}
-        about["origin"] = json.loads(metadata.get("origin", "null"))
+        about |= {name: json.loads(metadata.get(name, "null")) for name in ("origin", "codec_origin")}
         about["step"], about["weights"] = int(about["step"]), metadata["weights"]
     except FileNotFoundError:
         raise

@@ -17,7 +17,8 @@ from fooddiff.runs.checkpoint import Checkpoints
 from fooddiff.settings import flatten
 
 MAY_CHANGE = (
-    # what a restart may change, since it leaves every step's result as it was, but for rounding
+    # what a restart may change, since it leaves every step's result as it was, but for rounding (and for the masks of
+    # dropout, which depend on train.accumulate)
     "train.steps", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_best", "train.max_skipped",
     "train.shard", "train.accumulate", "model.remat", "optimizer.cooldown_steps",
     "data.path", "data.cache_dir", "codec.path", "perceptual.path", "sample", "eval", "log",
@@ -51,7 +52,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
 @contextmanager
 def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
-    """Makes a directory the workdir of a config, and keeps every other training out while the block runs.
+    """Makes a free directory the workdir of a config, and keeps every other training out while the block runs.
 
     Raises:
         WorkdirError: another training uses the directory, or `check` refuses it.
@@ -64,12 +65,13 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
                 f"another training is using {workdir} ({error.strerror}): wait for its end, or give another --workdir"
             ) from error
         check(workdir, config)
-        write_identity(workdir, config)
+        if not (workdir / "config.json").exists():
+            write_identity(workdir, config)
         yield
 
 
 def write_identity(workdir: Path, config: ConfigDict) -> None:
-    """Writes what makes a directory the workdir of a config."""
+    """Writes what makes a directory the workdir of a config, and which versions train it."""
     write_json(workdir / "config.json", to_json(config))
     write_json(workdir / "versions.json", versions())
 
@@ -88,9 +90,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise WorkdirError(f"{path} is damaged: {error}. It was written once, when the run began") from error
+        raise WorkdirError(f"{path} is damaged: {error}. It is written when the run begins or goes on") from error
     if not isinstance(content, dict):
-        raise WorkdirError(f"{path} is damaged: it holds no JSON object. It was written once, when the run began")
+        raise WorkdirError(f"{path} is damaged: it holds no JSON object. It is written when the run begins or goes on")
     return content
 
 
