@@ -248,6 +248,14 @@ def test_a_start_that_is_refused_leaves_what_the_run_says_of_itself(workspace, r
 
 
 @pytest.mark.slow
+def test_a_directory_whose_run_never_saved_takes_what_is_given_now(workspace, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.json").write_text(json.dumps(to_json(tiny.config(workspace, train__steps=9))))
+    train.run(tiny.config(workspace, train__steps=2), tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["train"]["steps"] == 2
+
+
+@pytest.mark.slow
 def test_a_signal_while_the_last_checkpoint_is_written_waits_for_it(workspace, tmp_path, monkeypatch):
     ends, handlers, inner = signal.getsignal(signal.SIGTERM), [], Checkpoints.wait
     monkeypatch.setattr(

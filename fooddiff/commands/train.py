@@ -89,6 +89,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 f"the checkpoints in {workdir} have come or gone since this start: give the same command again"
             )
         if not resuming:
+            processes.on_first(lambda: workdirs.write_identity(workdir, config))
             processes.on_first(lambda: write_codec(workdir, feed.codec))
         checkpoints = stack.enter_context(
             Checkpoints(workdir, keep_newest=config.train.keep_checkpoints, keep_best=config.train.keep_best)

@@ -52,7 +52,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
 @contextmanager
 def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
-    """Makes a free directory the workdir of a config, and keeps every other training out while the block runs.
+    """Keeps every other training out of a workdir, which is made if it is missing, while the block runs.
 
     Raises:
         WorkdirError: another training uses the directory, or `check` refuses it.
@@ -65,8 +65,6 @@ def claimed(workdir: Path, config: ConfigDict) -> Iterator[None]:
                 f"another training is using {workdir} ({error.strerror}): wait for its end, or give another --workdir"
             ) from error
         check(workdir, config)
-        if not (workdir / "config.json").exists():
-            write_identity(workdir, config)
         yield
 
 
