@@ -122,6 +122,7 @@ SOURCES = {
 }
 
 IMAGE_CHANNELS = 3
+POSITIVE = ("cap", "k", "data_std", "std")  # options of weights and densities
 
 SECTIONS = {  # of every task: fields with their types; None where the arguments of a function say them
     "objective": None,
@@ -360,6 +361,8 @@ def _discrete_objective(config, model: DiffusionModel, settings: dict[str, Any])
     error = choose("diffusion.prediction", config.diffusion.prediction, ERRORS)
     given = {"num_timesteps": model.process.num_timesteps} if name == "vlb" else {}
     check_fields(function, "objective", settings, given=given)
+    if (weight := settings.get("vb_weight", 0.0)) < 0:
+        raise ConfigError(f"config.objective.vb_weight is {weight}, expected 0 or more")
     times = choose("objective.timestep_sampling", sampling, TIMESTEP_SAMPLING)(model.process)
     return times, partial(function, error, **settings, **given), ("mse", "vb")
 
@@ -376,6 +379,9 @@ def _continuous_objective(config, model: DiffusionModel, settings: dict[str, Any
         raise ConfigError(f"config.objective has no field {', '.join(settings)}")
     check_fields(functions["weight"], "objective.weight_options", options["weight"])
     check_fields(functions["density"], "objective.density_options", options["density"], given=log_snr_of)
+    for name, value in [*options["weight"].items(), *options["density"].items()]:
+        if name in POSITIVE and value <= 0:
+            raise ConfigError(f"config.objective sets {name} to {value}, expected more than 0")
     times = levels.log_snrs(partial(functions["density"], **options["density"], **log_snr_of))
     weight = partial(functions["weight"], **options["weight"])
     return times, partial(losses.weighted_loss, weight), ("x0_mse",)
@@ -838,6 +844,8 @@ def make_optimizer(config) -> optax.GradientTransformation:
     for name in ("b1", "b2"):
         if not 0 <= settings[name] < 1:
             raise ConfigError(f"config.optimizer.{name} is {settings[name]}, expected a number in [0, 1)")
+    if (decay := settings.get("weight_decay", 0.0)) < 0:
+        raise ConfigError(f"config.optimizer.weight_decay is {decay}, expected 0 or more")
     return optax.chain(clip, function(learning_rate, **settings))
 
 

@@ -40,6 +40,7 @@ def build_all(config):
         ("model__dropout", 1.0, r"dropout must be in \[0, 1\), got 1.0"),
         ("optimizer__lr", -1.0, "lr is -1.0, expected a positive"),
         ("optimizer__b1", 1.0, "b1 is 1.0"),
+        ("objective__vb_weight", -1.0, "vb_weight is -1.0, expected 0 or more"),
         ("optimizer__warmup_steps", -1, "warmup_steps is -1"),
         ("optimizer__cooldown_steps", 5, "config.optimizer.cooldown_steps is 5, expected at most config.train.steps 4"),
         ("optimizer__anneal_steps", 0, "config.optimizer.anneal_steps is 0, expected at least 1"),

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import fooddiff
+from configs import food101_cheap
 from fooddiff import build, parallel
 from fooddiff.api import Model
 from fooddiff.arrays import Batch
@@ -160,6 +161,7 @@ def test_guidance_needs_a_null_label(tmp_path, num_classes, message):
         ("objective__weight", "snr5", "expected one of constant, snr, min_snr"),
         ("objective__density", "even", "expected one of uniform, stratified"),
         ("objective__weight_options", {"k": 1.0}, "has no field k; its fields are cap"),
+        ("objective__weight_options", {"cap": -5.0}, "sets cap to -5.0, expected more than 0"),
         ("objective__name", "mse", "expected one of weighted"),
         ("diffusion__log_snr_range", (3.0, 1.0), "two ascending numbers"),
         ("ema__power_lengths", (0.5,), "power_lengths has 0.5"),
@@ -174,12 +176,21 @@ def test_bad_values_in_continuous_time_are_named(tmp_path, field, value, message
         build.make_training(config, parallel.make_mesh())
 
 
+def test_a_negative_weight_decay_is_named():
+    config = food101_cheap.get_config()
+    config.optimizer.weight_decay = -0.5
+    with pytest.raises(ConfigError, match=r"weight_decay is -0.5, expected 0 or more"):
+        build.make_optimizer(config)
+
+
 def test_a_spec_has_a_name_that_tells_it_apart():
     assert SamplerSpec().name == "ancestral-all"
     spec = SamplerSpec(sampler="heun", steps=20, guidance=3.0, interval=(-4.0, 4.0))
     assert spec.name == "heun-20_guidance3_interval-4to4"
     assert spec.title == "heun, 20 steps, guidance 3, interval -4 to 4"
     assert SamplerSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    written = build.sampler_spec({"sampler": "heun", "steps": 20, "guidance": 3, "interval": [-4, 4]})  # no points
+    assert json.dumps(written.to_json()) == json.dumps(spec.to_json())
 
 
 @pytest.fixture(scope="module")
