@@ -211,7 +211,7 @@ def agreement(runs: Sequence[Run], axis: Axis, shown: Agreement, *, name: str, s
         return _judged(axes, runs, axis, shown, lambda found: found.of_samples["top1"])
 
     alt = f"Class agreement, {shown.conditions}, over {axis.name}."
-    drawing = _figure(f"{name}_{scale}", draw, axis, f"class agrees, {shown.weights} weights", scale, alt)
+    drawing = _figure(f"{name}_{scale}", draw, axis, "class agrees", scale, alt)
     drawing.figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     return drawing
 
@@ -223,7 +223,7 @@ def judged_distance(runs: Sequence[Run], axis: Axis, shown: Agreement, *, name: 
         return _judged(axes, runs, axis, shown, lambda found: found.distance)
 
     alt = f"Distance, {shown.conditions}, over {axis.name}."
-    return _figure(f"{name}_{scale}", draw, axis, f"classifier's distance, {shown.weights} weights", scale, alt)
+    return _figure(f"{name}_{scale}", draw, axis, "classifier's distance", scale, alt)
 
 
 def best_of(points: Sequence[Distance]) -> Distance:
