@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from ml_collections import ConfigDict
+from safetensors import safe_open
 
 import fooddiff
 from fooddiff import build, codec, parallel
 from fooddiff.commands import dry_run, likelihood, train
 from fooddiff.commands import eval as evaluator
+from fooddiff.commands import latents as latents_command
 from fooddiff.commands.convert import main as convert
 from fooddiff.commands.latents import feed_of
 from fooddiff.data import latents as latents_module
@@ -385,3 +387,43 @@ def test_two_published_files_are_an_autoencoder(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, dict(trained.params), params)
     with pytest.raises(SystemExit):
         convert(["import", str(files[0]), f"--decoder={files[1]}", "--config=configs/digits.py", f"--workdir={run}2"])
+
+
+@pytest.mark.slow
+def test_the_origin_and_the_terms_of_an_imported_autoencoder_go_with_the_model(
+    workspace, autoencoder, tmp_path, monkeypatch
+):
+    def imported(*arguments, **how):
+        trained = load_trained(*arguments, **how)
+        return trained._replace(meta={**trained.meta, "origin": {"file": "published.pth", "sha256": "ab" * 32}})
+
+    monkeypatch.setattr(latents_command, "load_trained", imported)
+    config = latent(workspace, autoencoder, train__steps=1)
+    train.run(config, tmp_path / "run")
+    config.train.steps = 2
+    train.run(config, tmp_path / "run")
+    convert(["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'model.safetensors'}"])
+    for where in (tmp_path / "run", tmp_path / "model.safetensors"):
+        meta = load_trained(where, step=None, weights="ema", mesh=parallel.make_mesh()).meta
+        assert meta["codec_origin"]["file"] == "published.pth"
+    card = (tmp_path / "model.safetensors.md").read_text()
+    with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+        for text in (card, file.metadata()["licence"]):
+            assert "The autoencoder's weights are imported from `published.pth`" in text
+    assert "license:" not in card
+
+
+@pytest.mark.slow
+def test_latents_of_another_precision_are_others(workspace, autoencoder, monkeypatch):
+    asked = []
+
+    def noted(*arguments, codec, **how):
+        asked.append(codec)
+        return load_latents(*arguments, codec=codec, **how)
+
+    monkeypatch.setattr(latents_command, "load_latents", noted)
+    for dtype in ("float32", "bfloat16"):
+        config = latent(workspace, autoencoder, codec__model__dtype=dtype)
+        feed_of(config, build.make_dataset(config, "train"), parallel.make_mesh(), begun=None)
+    assert asked[0]["weights"] == asked[1]["weights"]
+    assert asked[0] != asked[1]
